@@ -1,0 +1,121 @@
+"""All that the training loop knows of a method or a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Named tensors of ``b`` samples, with the seed and the case of each.
+
+    Args:
+        tensors: Every tensor has the batch as its first axis.
+        seeds: One number a sample, a pure function of (run seed, global sample number); augmentations draw from it.
+        case_ids: Where each sample comes from, for error messages.
+    """
+
+    tensors: Mapping[str, Tensor]
+    seeds: Int64[Tensor, " b"]
+    case_ids: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __len__(self) -> int:
+        return len(self.case_ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``; seeds stay on the CPU, where all draws are made."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return Batch(moved, self.seeds, self.case_ids)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a forward pass returns: the loss to descend, its named terms, and numbers only to look at.
+
+    Args:
+        total: Scalar with gradient.
+        parts: The terms that ``total`` is made of, scalars.
+        monitors: Scalars without gradient, such as a correlation or an accuracy.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    monitors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def scalars(self) -> dict[str, float]:
+        """Everything as plain numbers, for the journal."""
+        named = {"loss": self.total, **self.parts, **self.monitors}
+        return {name: float(value.detach()) for name, value in named.items()}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run stands: ``step`` of ``total_steps`` (the step about to be taken, or just taken)."""
+
+    step: int
+    total_steps: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass
+class ParamGroup:
+    """Parameters that share a learning-rate factor and a weight-decay factor.
+
+    Args:
+        name: For the journal.
+        params: Trainable parameters.
+        lr_scale: Factor on the scheduled learning rate.
+        weight_decay_scale: Factor on the weight decay; 0 for biases and norms.
+    """
+
+    name: str
+    params: list[nn.Parameter]
+    lr_scale: float = 1.0
+    weight_decay_scale: float = 1.0
+
+
+class Trainable(nn.Module, ABC):
+    """What the loop trains: a pretraining method or a fine-tuning task."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of one batch; augmentation happens inside, on the batch's device."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Trainable parameters, each once; by default matrices with weight decay, vectors without."""
+        return split_decay("all", [p for p in self.parameters() if p.requires_grad])
+
+    def before_step(self, progress: Progress) -> None:
+        """Called before each optimiser step; schedules of the method's own go here."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after each optimiser step; teachers follow here."""
+
+    def chance_level(self) -> float | None:
+        """Loss of a network that has learned nothing, or None where there is no such constant."""
+        return None
+
+
+def split_decay(name: str, params: list[nn.Parameter], *, lr_scale: float = 1.0) -> list[ParamGroup]:
+    """Groups with weight decay for matrices and kernels, and without it for biases, norms and tokens."""
+    groups = [
+        ParamGroup(f"{name}/decay", [p for p in params if p.ndim > 1], lr_scale, 1.0),
+        ParamGroup(f"{name}/no_decay", [p for p in params if p.ndim <= 1], lr_scale, 0.0),
+    ]
+    return [group for group in groups if group.params]

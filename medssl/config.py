@@ -69,9 +69,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
     """Read a YAML mapping from ``text``; see :func:`load_yaml`."""
     try:
-        depth, nodes = 0, 0
-        for event in yaml.parse(text, Loader=_Loader):
-            nodes += 1
+        depth = 0
+        for nodes, event in enumerate(yaml.parse(text, Loader=_Loader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH or nodes > _MAX_NODES:
                 raise ConfigError(f"{source}: nested deeper than {_MAX_DEPTH} or more than {_MAX_NODES} nodes.")
@@ -123,7 +122,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that also reads 1e-3 as a number, as every other tool does, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", node.start_mark)

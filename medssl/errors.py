@@ -8,7 +8,7 @@
     ├── CaseError        (ValueError)    a case breaks a rule of the cohort, its label or its voxels
     ├── ConfigError      (ValueError)    a recipe or an option is wrong                      exit 2
     ├── NoInputError     (ValueError)    nothing usable was left                             exit 4
-    ├── EnvironmentFault (RuntimeError)  disk, memory, device or permission                  exit 5
+    ├── EnvironmentFaultError (RuntimeError)  disk, memory, device or permission                  exit 5
     ├── CheckpointError  (ValueError)    weights or a checkpoint are damaged or do not fit   exit 6
     ├── LockedError      (RuntimeError)  another run holds the folder                        exit 7
     ├── TrainingError    (RuntimeError)  training went wrong and was stopped                 exit 6
@@ -97,7 +97,7 @@ class NoInputError(MedSSLError, ValueError):
     exit_code = ExitCode.NO_INPUT
 
 
-class EnvironmentFault(MedSSLError, RuntimeError):
+class EnvironmentFaultError(MedSSLError, RuntimeError):
     """Disk, memory, device or permission stands in the way."""
 
     code = "E_ENVIRONMENT"

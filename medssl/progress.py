@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, completed
         TimeRemainingColumn,
     )
 
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = completed + len(items)
     columns = (
         TextColumn("{task.description}"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from medssl.config import dump_yaml
-from medssl.errors import EnvironmentFault, LockedError
+from medssl.errors import EnvironmentFaultError, LockedError
 
 _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
@@ -29,12 +29,12 @@ def environment_faults(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise EnvironmentFault(
+            raise EnvironmentFaultError(
                 f"{path}: no space left while {doing}. Free space there and run the same command again.",
                 code="E_DISK_FULL",
             ) from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise EnvironmentFault(
+            raise EnvironmentFaultError(
                 f"{path}: no permission while {doing}. Choose a folder that you may write.", code="E_PERMISSION"
             ) from error
         raise
@@ -44,7 +44,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a whole file or none: temporary name beside it, fsync, rename, fsync of the folder.
 
     Raises:
-        EnvironmentFault: if the disk is full or the folder may not be written; the old file stays.
+        EnvironmentFaultError: if the disk is full or the folder may not be written; the old file stays.
     """
     payload = data.encode() if isinstance(data, str) else data
     with atomic_path(path) as temporary:
@@ -59,7 +59,7 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     file or a folder. With ``replace=False`` an existing target wins: the temporary is dropped.
 
     Raises:
-        EnvironmentFault: if the disk is full or the folder may not be written; nothing is left behind.
+        EnvironmentFaultError: if the disk is full or the folder may not be written; nothing is left behind.
     """
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     with environment_faults(path, "writing"):
@@ -114,7 +114,7 @@ class RunFolder:
 
     Raises:
         LockedError: if a live process holds the folder; names host, process and start.
-        EnvironmentFault: if the folder cannot be written.
+        EnvironmentFaultError: if the folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +124,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         with environment_faults(self.path, "making the folder"):
             if self.path.exists() and not self.path.is_dir():
-                raise EnvironmentFault(
+                raise EnvironmentFaultError(
                     f"{self.path}: is a file; a folder is needed. Choose another output name.", code="E_NOT_A_FOLDER"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,8 @@ class RunFolder:
                 holder = _holder(lock)
                 if holder is not None:
                     raise LockedError(
-                        f"{self.path}: held by process {holder['pid']} on {holder['host']}. Wait for it, stop it, or choose another folder."
+                        f"{self.path}: held by process {holder['pid']} on {holder['host']}. "
+                        "Wait for it, stop it, or choose another folder."
                     ) from None
                 lock.unlink(missing_ok=True)
                 continue

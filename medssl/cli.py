@@ -1,0 +1,281 @@
+"""The ``medssl`` command. Each subcommand calls the public function of the same name; heavy imports wait for it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medssl.errors import ExitCode, MedSSLError
+
+app = typer.Typer(
+    name="medssl",
+    help="Self-supervised learning on medical images, from raw scans to a trusted segmentation. "
+    "For research use only; not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one value, as in --set train.steps=100; repeatable.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
+Store = Annotated[Path, typer.Option("--store", help="Folder that `medssl prepare` wrote.")]
+Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see the configs folder.")]
+ResumeOption = Annotated[str, typer.Option("--resume", help="auto: go on where a stopped run stood; must; never.")]
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Options that stand before the command."""
+    if version:
+        from medssl import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    ctx.obj = {"debug": debug}
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(levelname)s %(message)s")
+
+
+@app.command()
+def scan(
+    data: Annotated[Path, typer.Argument(help="Folder of scans (decathlon, BIDS-like, plain), or a CSV of cases.")],
+    out: Out,
+    table: Annotated[Path | None, typer.Option(help="CSV with case_id and any of subject_id, split, modality.")] = None,
+    modality: Annotated[str | None, typer.Option(help="CT, MR, US, XR or other, for all cases.")] = None,
+    pseudonymise: Annotated[bool, typer.Option(help="Replace file names by keyed hashes as case ids.")] = False,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Find images and labels, check each, and write a cohort table and a list of what was refused and why."""
+    from medssl.config import apply_overrides
+    from medssl.data.scan import ScanConfig
+    from medssl.data.scan import scan as run
+
+    given: dict[str, Any] = {"pseudonymise": pseudonymise}
+    if table is not None:
+        given["table"] = str(table)
+    if modality is not None:
+        given["modality"] = modality
+    config = ScanConfig.parse(apply_overrides(given, overrides or []), source="scan options")
+    result = run(data, out, config=config, dry_run=dry_run)
+    _close(result.ledger, f"cohort of {len(result.cohort)} cases", out, dry_run=dry_run)
+
+
+@app.command()
+def prepare(
+    config: Recipe,
+    cohort: Annotated[Path, typer.Option("--cohort", help="Table that `medssl scan` wrote.")],
+    out: Out,
+    workers: Annotated[int, typer.Option(help="Processes; 0 chooses by the machine.")] = 0,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Bring every case to one orientation, spacing and intensity scale, once, into a store that is read by crop."""
+    from medssl.config import apply_overrides, load_yaml
+    from medssl.data.prepare import PrepareConfig
+    from medssl.data.prepare import prepare as run
+
+    parsed = PrepareConfig.parse(apply_overrides(load_yaml(config), overrides or []), source=str(config))
+    result = run(parsed, cohort=cohort, out=out, workers=workers, dry_run=dry_run)
+    _close(result.ledger, "store", out, dry_run=dry_run)
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe,
+    store: Store,
+    out: Out,
+    resume: ResumeOption = "auto",
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Pretrain an encoder on unlabelled images; leaves a bundle."""
+    from medssl.recipe import pretrain as run
+
+    result = run(recipe, store=store, out=out, overrides=overrides or [], resume=_resume(resume), dry_run=dry_run)
+    _report_training(result, dry_run=dry_run)
+
+
+@app.command()
+def finetune(
+    recipe: Recipe,
+    store: Store,
+    out: Out,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Bundle of a pretrained encoder; without it, from scratch.")
+    ] = None,
+    resume: ResumeOption = "auto",
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a segmentation model on labelled cases, from a pretrained encoder or from scratch; leaves a bundle."""
+    from medssl.recipe import finetune as run
+
+    result = run(
+        recipe,
+        store=store,
+        out=out,
+        encoder=encoder,
+        overrides=overrides or [],
+        resume=_resume(resume),
+        dry_run=dry_run,
+    )
+    _report_training(result, dry_run=dry_run)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that `medssl finetune` left.")],
+    scans: Annotated[Path, typer.Argument(help="A scan, or a folder of scans.")],
+    out: Out,
+    overlap: Annotated[float, typer.Option(help="Share by which neighbouring windows overlap, in [0, 0.9].")] = 0.5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Write one label map a scan, on the scan's own grid."""
+    from medssl.evaluation.predict import predict as run
+
+    result = run(bundle, scans, out=out, overlap=overlap, device=device, dry_run=dry_run)
+    _close(result.ledger, "label maps", out, dry_run=dry_run)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of reference label maps of the same names.")],
+    out: Out,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure Dice, surface Dice and HD95 in mm, a case and a structure, with intervals over patients."""
+    from medssl.config import apply_overrides
+    from medssl.evaluation.assess import EvaluateConfig
+    from medssl.evaluation.assess import evaluate as run
+
+    config = EvaluateConfig.parse(apply_overrides({}, overrides or []), source="evaluate options")
+    result = run(predictions, labels, out=out, config=config, dry_run=dry_run)
+    for line in result.sentences():
+        typer.echo(line)
+    _close(result.ledger, "metrics", out, dry_run=dry_run)
+
+
+@app.command()
+def study(
+    config: Recipe,
+    store: Store,
+    out: Out,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Does pretraining help? Compare pretrained arms with the from-scratch twin at several label budgets."""
+    from medssl.evaluation.study import study as run
+
+    result = run(config, store=store, out=out, overrides=overrides or [], dry_run=dry_run)
+    for line in result.sentences:
+        typer.echo(line)
+    typer.echo(f"{'would write' if dry_run else 'wrote'} {out}")
+
+
+@app.command()
+def demo(
+    out: Out = Path("medssl-demo"),
+    seed: Annotated[int, typer.Option(help="Of the phantoms and of every run.")] = 0,
+) -> None:
+    """Run the whole path, tiny, on generated phantoms, and say where each result lies."""
+    from medssl.quickstart import demo as run
+
+    for name, path in run(out, seed=seed).items():
+        typer.echo(f"{name:<12} {path}")
+
+
+def main() -> None:
+    """Run the command line and end with the exit code that errors.py documents."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(run_guarded(lambda: app(standalone_mode=False), debug="--debug" in sys.argv))
+
+
+def run_guarded(command: Callable[[], Any], *, debug: bool = False) -> int:
+    """Run ``command``; turn what medssl refuses into one line on stderr and an exit code.
+
+    Args:
+        command: Called without arguments; an integer that it returns is the exit code.
+        debug: Let the traceback through.
+    """
+    import click
+
+    try:
+        result = command()
+    except MedSSLError as error:
+        if debug:
+            raise
+        return _say(f"{error.code}: {error.message}", error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _say(
+            "E_STOPPED: stopped by Ctrl-C. The same command goes on where this one stood.", ExitCode.INTERRUPTED
+        )
+    except MemoryError as error:
+        if debug:
+            raise
+        return _say(
+            f"E_MEMORY: out of memory ({error}). Use smaller crops or batches, or fewer workers.", ExitCode.ENVIRONMENT
+        )
+    except OSError as error:
+        if debug or error.errno not in {
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EMFILE,
+            errno.EFBIG,
+        }:
+            raise
+        return _say(f"E_ENVIRONMENT: {error.filename}: {error.strerror}. Mend it and run again.", ExitCode.ENVIRONMENT)
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def _say(line: str, code: int) -> int:
+    typer.echo(line, err=True)
+    return int(code)
+
+
+def _resume(value: str) -> Any:
+    if value not in {"auto", "never", "must"}:
+        raise typer.BadParameter(f"--resume is auto, never or must, not {value}")
+    return value
+
+
+def _close(ledger: Any, what: str, out: Path, *, dry_run: bool) -> None:
+    """Print what became of the inputs and leave with the ledger's exit code."""
+    from medssl.ledger import Outcome
+
+    for entry in ledger:
+        if entry.outcome in {Outcome.REJECTED, Outcome.WARNED, Outcome.DUPLICATE}:
+            typer.echo(f"{entry.outcome}: {entry.item}: {entry.code} {entry.reason}", err=True)
+    typer.echo(f"{ledger.summary()}; {'would write' if dry_run else 'wrote'} {what}: {out}")
+    raise typer.Exit(int(ledger.exit_code()))
+
+
+def _report_training(result: Any, *, dry_run: bool) -> None:
+    for name, value in sorted(result.metrics.items()):
+        typer.echo(f"{name} {value:.4g}")
+    for alarm in result.alarms:
+        typer.echo(f"warning: {alarm}", err=True)
+    typer.echo(f"{'would write' if dry_run else 'wrote'} bundle: {result.bundle}")

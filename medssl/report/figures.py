@@ -1,0 +1,101 @@
+"""Pictures for reports, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Num
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def label_curve(
+    curves: Mapping[str, Sequence[tuple[int, float, float, float]]], *, ylabel: str = "Dice", title: str = ""
+) -> bytes:
+    """Draw a score against the number of labelled subjects, one line an arm, with intervals.
+
+    Args:
+        curves: Arm to points (number of labelled subjects, score, lower bound, upper bound).
+        ylabel: Name of the score.
+        title: Above the plot.
+    """
+    figure = Figure(figsize=(7.0, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    budgets = sorted({point[0] for points in curves.values() for point in points})
+    for place, (arm, points) in enumerate(curves.items()):
+        shift = 1.0 + 0.02 * (place - (len(curves) - 1) / 2)  # keeps intervals of equal budgets apart
+        x = np.array([point[0] for point in points]) * shift
+        y, low, high = (np.array([point[k] for point in points]) for k in (1, 2, 3))
+        colour = _COLOURS[place % len(_COLOURS)]
+        axes.errorbar(x, y, yerr=(y - low, high - y), marker="o", capsize=3, color=colour, label=arm)
+    axes.set_xscale("log")
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.minorticks_off()
+    axes.set(xlabel="labelled subjects", ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def overlay(
+    image: Num[np.ndarray, "x y z"],
+    label_maps: Mapping[str, Num[np.ndarray, "x y z"]],
+    *,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+) -> bytes:
+    """Draw the three middle planes of the labelled region, one row a label map.
+
+    Args:
+        image: Intensities, RAS+.
+        label_maps: Name to label map on the same grid.
+        spacing_mm: Of the grid, so that pixels have their true proportions.
+    """
+    maps = dict(label_maps)
+    where = np.argwhere(np.any([labels > 0 for labels in maps.values()], axis=0))
+    centre = where.mean(axis=0).round().astype(int) if len(where) else np.array(image.shape) // 2
+    top = max(1, *(int(labels.max()) for labels in maps.values()))
+    low, high = np.percentile(image, (1, 99))
+    figure = Figure(figsize=(8.0, 2.8 * len(maps)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(maps), 3, squeeze=False)
+    colours = ListedColormap([_COLOURS[k % len(_COLOURS)] for k in range(top)])
+    for row, (name, labels) in enumerate(maps.items()):
+        for column, plane in enumerate(("sagittal", "coronal", "axial")):
+            across, up = [axis for axis in range(3) if axis != column]
+            aspect = spacing_mm[up] / spacing_mm[across]
+            cut = np.take(image, centre[column], axis=column).T
+            mask = np.take(labels, centre[column], axis=column).T
+            ax = axes[row][column]
+            ax.imshow(cut, cmap="gray", origin="lower", aspect=aspect, vmin=low, vmax=max(high, low + 1e-6))
+            ax.imshow(
+                np.ma.masked_equal(mask, 0), cmap=colours, origin="lower", aspect=aspect, alpha=0.5, vmin=1, vmax=top,
+                interpolation="nearest",
+            )  # fmt: skip
+            ax.set_title(f"{name}, {plane}", fontsize=9)
+            ax.set_axis_off()
+    return _png(figure)
+
+
+def training_curve(
+    series: Mapping[str, Sequence[tuple[int, float]]], *, ylabel: str, chance: float | None = None
+) -> bytes:
+    """Draw scalars of a journal against the step; ``chance`` is the level of a network that learned nothing."""
+    figure = Figure(figsize=(7.0, 3.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for place, (name, points) in enumerate(series.items()):
+        axes.plot(*zip(*points, strict=True), label=name, color=_COLOURS[place % len(_COLOURS)], linewidth=1.2)
+    if chance is not None:
+        axes.axhline(chance, color="#888888", linestyle="--", linewidth=1, label="learned nothing")
+    axes.set(xlabel="step", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

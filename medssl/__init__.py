@@ -26,6 +26,7 @@ _HOME = {
     "evaluate": "medssl.evaluation.assess",
     "finetune": "medssl.recipe",
     "load_bundle": "medssl.nn.bundle",
+    "load_yaml": "medssl.config",
     "predict": "medssl.evaluation.predict",
     "prepare": "medssl.data.prepare",
     "pretrain": "medssl.recipe",
@@ -51,6 +52,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "load_bundle",
+    "load_yaml",
     "predict",
     "prepare",
     "pretrain",
@@ -62,6 +64,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from medssl.config import load_yaml
     from medssl.data.cohort import Case, Cohort
     from medssl.data.prepare import PrepareConfig, prepare
     from medssl.data.scan import scan

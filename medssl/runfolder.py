@@ -20,6 +20,7 @@ from medssl.errors import EnvironmentFaultError, LockedError
 
 _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
+_FORMER = ".former-"
 
 
 @contextmanager
@@ -97,8 +98,17 @@ def remove(path: Path) -> None:
 
 
 def remove_stale(folder: Path) -> int:
-    """Delete temporary files of dead processes in ``folder``; return how many."""
+    """Delete temporary files of dead processes in ``folder``; return how many.
+
+    A folder whose replacement was cut short between two renames is put back first.
+    """
     removed = 0
+    for former in folder.glob(f"{_FORMER}*"):
+        target = former.with_name(former.name.removeprefix(_FORMER))
+        if target.exists():
+            remove(former)
+        else:
+            former.rename(target)
     for path in folder.glob(f"{_TEMPORARY}*"):
         owner = path.name.removeprefix(_TEMPORARY).partition("-")[0]
         if not owner.isdigit() or not _alive(int(owner)):
@@ -228,7 +238,8 @@ def _place_folder(temporary: Path, path: Path, *, replace: bool) -> None:
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise
         if replace:
-            old = path.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-old")
+            old = path.with_name(f"{_FORMER}{path.name}")
+            remove(old)
             path.rename(old)
             temporary.rename(path)
             remove(old)

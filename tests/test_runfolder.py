@@ -121,3 +121,13 @@ def test_the_journal_appends_after_a_cut_line_and_stays_json(tmp_path):
     journal.log(3, loss=float("nan"), bundle=tmp_path / "secret" / "bundle")
     journal.close()
     assert read_journal(path) == [{"step": 1}, {"step": 3, "loss": "nan", "bundle": "bundle"}]
+
+
+def test_a_replacement_that_was_cut_short_is_undone(tmp_path):
+    (tmp_path / ".former-bundle").mkdir()
+    (tmp_path / ".former-bundle" / "x").write_text("old")
+    (tmp_path / ".former-other").mkdir()
+    (tmp_path / "other").mkdir()
+    remove_stale(tmp_path)
+    assert (tmp_path / "bundle" / "x").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "other"]

@@ -1,0 +1,297 @@
+"""The cohort: which images there are, whose they are, and in which split; always split by subject."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+from pydantic import Field
+
+from medssl.config import Config
+from medssl.errors import CaseError, ConfigError, ReadError
+from medssl.runfolder import atomic_path, atomic_write
+
+Modality = Literal["CT", "MR", "US", "XR", "other"]
+Split = Literal["train", "val", "test"]
+
+COLUMNS = ("case_id", "subject_id", "image", "label", "modality", "split")
+
+_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+_MANGLED = re.compile(r"^\d+(\.\d+)?E\+\d+$|^\d{1,2}-(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)$")
+_FORMULA = ("=", "+", "-", "@")
+
+
+class Case(Config):
+    """One sample on disk, under a pseudonym.
+
+    Args:
+        case_id: Unique in its cohort; letters, digits and ``. _ -``.
+        subject_id: Whose image it is; all images of a subject share a split.
+        image: Path of the image.
+        label: Path of its label map, if there is one.
+        modality: Decides nothing by itself; preparation refuses another one than its own.
+        split: Where it belongs, if that is decided.
+    """
+
+    case_id: str = Field(pattern=_ID)
+    subject_id: str = Field(pattern=_ID)
+    image: str = Field(min_length=1)
+    label: str | None = Field(None, min_length=1)
+    modality: Modality = "other"
+    split: Split | None = None
+
+
+class Cohort(Sequence[Case]):
+    """An immutable sequence of cases.
+
+    Args:
+        cases: In any order; it is kept.
+
+    Raises:
+        CaseError: if a case id occurs twice (E_DUPLICATE_ID), or a subject in two splits (E_LEAK).
+    """
+
+    def __init__(self, cases: Iterable[Case]) -> None:
+        self._cases = tuple(cases)
+        seen: set[str] = set()
+        for case in self._cases:
+            if case.case_id in seen:
+                raise CaseError(
+                    f"case {case.case_id}: occurs twice; ids are unique. Rename one.", code="E_DUPLICATE_ID"
+                )
+            seen.add(case.case_id)
+        leaks = split_leaks(self._cases)
+        if leaks:
+            subject, splits = next(iter(leaks.items()))
+            raise leak_error(subject, splits, also=len(leaks) - 1)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Cohort: ...
+
+    def __getitem__(self, index: int | slice) -> Case | Cohort:
+        return Cohort(self._cases[index]) if isinstance(index, slice) else self._cases[index]
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self._cases)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cohort) and self._cases == other._cases
+
+    def __hash__(self) -> int:
+        return hash(self._cases)
+
+    @classmethod
+    def from_csv(cls, path: Path) -> Cohort:
+        """Read a table of cases; paths in it are relative to its own folder.
+
+        Columns: ``case_id``, ``image``, and any of ``subject_id`` (else the case id), ``label``, ``modality``,
+        ``split``. UTF-8 with commas; a byte-order mark and CRLF are fine.
+
+        Raises:
+            ReadError: if the file cannot be read.
+            CaseError: E_TABLE with the line number, E_LEAK, E_DUPLICATE_ID.
+        """
+        return cls(case for _, case in read_rows(path))
+
+    def to_csv(self, path: Path) -> None:
+        """Write the table that :meth:`from_csv` reads; paths below its folder become relative."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(self._rows(path.parent))
+        atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+    def to_parquet(self, path: Path) -> None:
+        """Write the same table as Parquet."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = zip(*self._rows(path.parent), strict=True) if self._cases else [()] * len(COLUMNS)
+        shown = [[_printable(value) for value in column] for column in columns]
+        table = pa.table(
+            dict(zip(COLUMNS, shown, strict=True)), schema=pa.schema([(name, pa.string()) for name in COLUMNS])
+        )
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary)
+
+    def select(self, *, split: Split | None = None, labelled: bool | None = None) -> Cohort:
+        """Cases of one split, or with or without a label."""
+        return Cohort(
+            case
+            for case in self._cases
+            if (split is None or case.split == split) and (labelled is None or (case.label is not None) == labelled)
+        )
+
+    def split_by_subject(self, fractions: Mapping[str, float] | None = None, *, seed: int = 0) -> Cohort:
+        """Give every case a split, all cases of a subject the same.
+
+        Subjects are sorted by ``sha256(f"{seed}:{subject_id}")`` and dealt out in the order test, val, train, so that
+        neither the order of files nor an added case of a known subject moves a subject. Each split with a fraction
+        gets at least one subject while there are enough.
+
+        Args:
+            fractions: Share of subjects of ``train``, ``val`` and ``test``, summing to 1; .7, .1, .2 by default.
+            seed: Chooses the order.
+        """
+        shares = dict(fractions) if fractions is not None else {"train": 0.7, "val": 0.1, "test": 0.2}
+        if not set(shares) <= {"train", "val", "test"} or min(shares.values(), default=-1) < 0:
+            raise ConfigError(f"split fractions {shares}: shares of train, val and test, none below 0, are needed.")
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise ConfigError(f"split fractions {shares}: sum to {sum(shares.values()):g}; 1 is needed.")
+        subjects = sorted({case.subject_id for case in self._cases}, key=lambda s: _order(seed, s))
+        chosen = _deal(subjects, shares)
+        return Cohort(case.model_copy(update={"split": chosen[case.subject_id]}) for case in self._cases)
+
+    def _rows(self, folder: Path) -> list[tuple[str, ...]]:
+        return [
+            (
+                case.case_id,
+                case.subject_id,
+                _relative(case.image, folder),
+                _relative(case.label, folder) if case.label else "",
+                case.modality,
+                case.split or "",
+            )
+            for case in self._cases
+        ]
+
+
+def read_rows(path: Path) -> list[tuple[int, Case]]:
+    """Cases of a table with their line numbers, paths made absolute; no rule between rows is checked yet.
+
+    Raises:
+        ReadError: if the file cannot be read.
+        CaseError: E_TABLE with the line number.
+    """
+    cases: list[tuple[int, Case]] = []
+    seen: dict[str, int] = {}
+    for line, row in read_table(path, required=("case_id", "image"), optional=COLUMNS):
+        case_id = row["case_id"]
+        if case_id in seen:
+            raise table_error(path, line, f"case_id {case_id} was used in line {seen[case_id]}; ids are unique")
+        seen[case_id] = line
+        given: dict[str, str] = {name: value for name, value in row.items() if value}
+        given.setdefault("subject_id", case_id)
+        for name in ("image", "label"):
+            if name in given:
+                given[name] = os.path.abspath(path.parent / given[name])  # noqa: PTH100  links stay links
+        try:
+            cases.append((line, Case.parse(given, source=f"case {case_id}")))
+        except ConfigError as error:
+            raise table_error(path, line, error.message.splitlines()[0]) from error
+    return cases
+
+
+def read_table(
+    path: Path, *, required: Sequence[str], optional: Sequence[str] | None = None
+) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a strict CSV with their line numbers.
+
+    Args:
+        path: UTF-8 text, comma separated, one header line.
+        required: Columns that must be there.
+        optional: The only further columns allowed; None allows any.
+
+    Raises:
+        ReadError: if the file cannot be read.
+        CaseError: E_TABLE with the line number.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be read ({error.strerror}). Give the path of a CSV table.") from error
+    if "\0" in text:
+        raise table_error(path, text[: text.index("\0")].count("\n") + 1, "a NUL byte; save the table as UTF-8 text")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
+    try:
+        header = next(reader, [])
+        missing = [name for name in required if name not in header]
+        if missing:
+            hint = "; it seems to be separated by semicolons" if len(header) == 1 and ";" in header[0] else ""
+            raise table_error(path, 1, f"no column {', '.join(missing)}{hint}. Columns are {', '.join(header)[:200]!r}")
+        unknown = [name for name in header if optional is not None and name not in optional]
+        if unknown or len(set(header)) != len(header):
+            raise table_error(
+                path, 1, f"columns {', '.join(header)!r}; each once, and only {', '.join(optional or header)}"
+            )
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise table_error(path, reader.line_num, f"{len(values)} cells; the header has {len(header)}")
+            row = dict(zip(header, values, strict=True))
+            for name in ("case_id", "subject_id"):
+                if _MANGLED.match(row.get(name, "")):
+                    raise table_error(
+                        path, reader.line_num, f"{name} {row[name]!r} was changed by a spreadsheet; write it as text"
+                    )
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise table_error(path, reader.line_num, str(error)) from error
+    return rows
+
+
+def table_error(path: Path, line: int, fault: str) -> CaseError:
+    """The error for one line of a table."""
+    return CaseError(f"{path}: line {line}: {fault}. Correct the table.", code="E_TABLE")
+
+
+def split_leaks(cases: Iterable[Case]) -> dict[str, list[str]]:
+    """Subjects that occur in more than one split, with those splits."""
+    splits: dict[str, set[str]] = {}
+    for case in cases:
+        if case.split is not None:
+            splits.setdefault(case.subject_id, set()).add(case.split)
+    return {subject: sorted(found) for subject, found in splits.items() if len(found) > 1}
+
+
+def leak_error(subject: str, splits: Sequence[str], *, also: int = 0) -> CaseError:
+    """The error for a subject in two splits; ``also`` counts further such subjects."""
+    more = f" (and {also} more subjects)" if also else ""
+    return CaseError(
+        f"subject {subject}{more}: is in the splits {' and '.join(splits)}; a subject belongs to one, or the test is "
+        "no test. Correct the split column.",
+        code="E_LEAK",
+    )
+
+
+def _order(seed: int, subject: str) -> str:
+    return hashlib.sha256(f"{seed}:{subject}".encode()).hexdigest()
+
+
+def _deal(subjects: Sequence[str], shares: Mapping[str, float]) -> dict[str, Split]:
+    count = len(subjects)
+    wanted = [name for name in ("test", "val", "train") if shares.get(name, 0) > 0]
+    least = 1 if count >= len(wanted) else 0
+    chosen: dict[str, Split] = {}
+    start = 0
+    for name in wanted:
+        size = count - start if name == wanted[-1] else max(least, round(count * shares[name]))
+        for subject in subjects[start : start + size]:
+            chosen[subject] = name  # type: ignore[assignment]
+        start += size
+    return chosen
+
+
+def _relative(target: str, folder: Path) -> str:
+    base = os.path.abspath(folder)  # noqa: PTH100  links stay links
+    absolute = os.path.abspath(target)  # noqa: PTH100
+    path = os.path.relpath(absolute, base) if absolute.startswith(base + os.sep) else absolute
+    return f"./{path}" if path.startswith(_FORMULA) else path
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

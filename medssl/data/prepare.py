@@ -1,0 +1,364 @@
+"""Bring every case to one orientation, spacing and intensity scale, once, into a store that is read by crop.
+
+For one volume, in this order: right angles if the grid is sheared; orientation; spacing; body mask; foreground crop;
+intensity. ``prepare_volume`` is the only place where this happens, for training and for prediction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Shaped
+from pydantic import model_validator
+
+from medssl import io
+from medssl.config import Config
+from medssl.data import pool
+from medssl.data.cohort import Case, Cohort, Modality
+from medssl.data.normalise import (
+    BodyMaskConfig,
+    CropConfig,
+    IntensityConfig,
+    body_mask,
+    foreground_box,
+    scale_intensity,
+)
+from medssl.data.store import (
+    STORE_VERSION,
+    ArrayStore,
+    Entry,
+    IndexRow,
+    entry_folder,
+    label_values,
+    verify_entry,
+    write_entry,
+    write_index,
+)
+from medssl.errors import CaseError, CheckpointError, EnvironmentFaultError, GeometryError, MedSSLError
+from medssl.ledger import Ledger, Outcome
+from medssl.progress import track
+from medssl.runfolder import Journal, atomic_write, environment_faults, remove, remove_stale
+from medssl.volume import Volume, crop, reorient, resample_to, respace
+
+_SHEAR_TOLERANCE_DEG = 0.1
+_LABEL_TOLERANCE_MM = 0.1
+_AIR_HU = -1024.0
+
+
+class PrepareConfig(Config):
+    """How a volume is prepared; goes into the passport of every bundle, so that prediction does the same.
+
+    Args:
+        modality: Cases of another modality are refused; ``other`` takes all.
+        orientation: Where the array axes point.
+        spacing_mm: Voxel size to resample to; None keeps each case's own.
+        intensity: Scaling of values.
+        body_mask: Where statistics are taken and crops are drawn.
+        crop: Cutting the air off.
+        xform: Which NIfTI transform to believe where the two disagree; by default such files are refused.
+        assume_spacing_mm: Voxel size of files that state none.
+    """
+
+    modality: Modality = "other"
+    orientation: str = "RAS"
+    spacing_mm: tuple[float, float, float] | None = None
+    intensity: IntensityConfig = IntensityConfig()
+    body_mask: BodyMaskConfig = BodyMaskConfig()
+    crop: CropConfig = CropConfig()
+    xform: Literal["sform", "qform"] | None = None
+    assume_spacing_mm: tuple[float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrepareConfig:
+        for spacing in (self.spacing_mm, self.assume_spacing_mm):
+            if spacing is not None and min(spacing) <= 0:
+                raise ValueError("spacings must be above 0 mm")
+        if self.intensity.mode == "hu" and self.modality in {"MR", "US", "XR"}:
+            raise ValueError(f"intensity mode hu is for CT, not for {self.modality}; take robust_zscore")
+        if sorted("RAS".find(axis) for axis in self.orientation.translate(str.maketrans("LPI", "RAS"))) != [0, 1, 2]:
+            raise ValueError("orientation needs one letter each of R/L, A/P and S/I, for example RAS")
+        return self
+
+    @property
+    def unit(self) -> Literal["HU", "arbitrary"]:
+        """Unit of the prepared image."""
+        return "HU" if self.intensity.mode == "hu" else "arbitrary"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the store keeps: int16 HU, float16 z-scores, or float32 where any value may occur."""
+        return np.dtype({"hu": np.int16, "robust_zscore": np.float16, "none": np.float32}[self.intensity.mode])
+
+    @property
+    def fill(self) -> float:
+        """Value outside the prepared grid."""
+        return _AIR_HU if self.unit == "HU" else 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One prepared volume.
+
+    Args:
+        volume: Float32, rounded to what the store keeps, so that training and prediction see equal values.
+        body_mask: 1 inside the body, uint8, on the same grid; all 1 where there is no mask.
+        record: JSON-able: source and prepared geometry, shear, crop, and the centre and scale of each channel.
+        label: The label map on the same grid, if one was given.
+        warnings: ``W_CODE: sentence`` strings.
+    """
+
+    volume: Volume
+    body_mask: Volume
+    record: dict[str, Any]
+    label: Volume | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What ``prepare`` leaves: the store (None after a dry run, or when no case was usable) and the ledger."""
+
+    store: ArrayStore | None
+    ledger: Ledger
+
+
+def prepare(
+    config: PrepareConfig, *, cohort: Path, out: Path, workers: int = 0, dry_run: bool = False
+) -> PrepareResult:
+    """Prepare every case of a cohort into a store.
+
+    Finished cases are verified by digest and skipped, damaged ones are made anew; the command may be killed at any
+    time, and two may write one store at once.
+
+    Args:
+        config: What to do with each volume.
+        cohort: Table that ``medssl scan`` wrote.
+        out: Folder of the store; gets also ``prepare.yaml``, ``journal.jsonl`` and ``refused.csv``.
+        workers: Processes; 0 chooses by the machine.
+        dry_run: Book every case, but write nothing.
+
+    Raises:
+        EnvironmentFaultError: if the disk is full or the folder may not be written; finished cases stay.
+    """
+    started = time.monotonic()
+    cases = Cohort.from_csv(cohort)
+    ledger = Ledger()
+    for case in cases:
+        ledger.expect(case.case_id)
+    tasks = [_Task(case, config, out) for case in cases]
+    if not dry_run:
+        with environment_faults(out, "making the store"):
+            (out / "cases").mkdir(parents=True, exist_ok=True)
+        remove_stale(out)
+        remove_stale(out / "cases")
+    function = _look_up if dry_run else _prepare_case
+    finished = pool.run(function, tasks, name=lambda task: f"case {task.case.case_id}", workers=workers)
+    done: dict[str, _Done] = {}
+    for task, result in track(finished, "prepare", total=len(tasks)):
+        if isinstance(result, EnvironmentFaultError):
+            raise result
+        if isinstance(result, MedSSLError):
+            ledger.reject(task.case.case_id, result)
+        else:
+            done[task.case.case_id] = result
+            ledger.accept(task.case.case_id, warnings=result.warnings)
+    ledger.check()
+    if dry_run:
+        return PrepareResult(None, ledger)
+    rows = [_row(case, done[case.case_id]) for case in cases if case.case_id in done]
+    atomic_write(out / "refused.csv", ledger.to_csv(Outcome.REJECTED, Outcome.WARNED))
+    journal = Journal(out / "journal.jsonl")
+    states = [result.state for result in done.values()]
+    tally = {state: states.count(state) for state in ("made", "kept", "rebuilt")}
+    journal.log(command="prepare", seconds=round(time.monotonic() - started, 2), **ledger.counts(), **tally)
+    journal.close()
+    if not rows:
+        return PrepareResult(None, ledger)
+    write_index(out, rows, prepare=config.to_dict(), unit=config.unit, modality=config.modality)
+    return PrepareResult(ArrayStore.open(out), ledger)
+
+
+def prepare_volume(volume: Volume, config: PrepareConfig, *, label: Volume | None = None) -> Prepared:
+    """Prepare one volume; the same function serves training and prediction.
+
+    Args:
+        volume: As read, (C, X, Y, Z).
+        config: What to do.
+        label: Label map on the grid of ``volume``; goes along, and keeps the foreground crop from cutting it. It
+            never changes a voxel value of the image.
+
+    Returns:
+        Image, body mask and label on the prepared grid, with the record of what was done.
+    """
+    source = volume.geometry
+    notes: list[str] = []
+    image, mask_label = Volume(volume.array, source, config.unit), label
+    if source.shear_deg > _SHEAR_TOLERANCE_DEG:
+        notes.append(
+            f"W_SHEAR: axes are {source.shear_deg:.2f} degrees off the right angle; resampled to right angles."
+        )
+        image, mask_label = _both(image, mask_label, lambda v: resample_to(v, v.geometry.orthogonalised()))
+    image, mask_label = _both(image, mask_label, lambda v: reorient(v, config.orientation))
+    spacing = config.spacing_mm
+    if spacing is not None and not np.allclose(image.geometry.spacing_mm, spacing, rtol=0, atol=1e-4):
+        image, mask_label = _both(image, mask_label, lambda v: respace(v, spacing))
+    mask, mask_notes = body_mask(image.array[0].astype(np.float32, copy=False), config.body_mask)
+    notes += mask_notes
+    body = Volume(mask[None].astype(np.uint8), image.geometry, "label")
+    start, shape = foreground_box(mask, image.geometry.spacing_mm, config.crop)
+    if mask_label is not None and _cuts(mask_label.array, start, shape):
+        notes.append("W_CROP_LABEL: the foreground crop would cut labelled voxels; the whole volume is kept.")
+        start, shape = (0, 0, 0), image.geometry.shape
+    image, mask_label = _both(image, mask_label, lambda v: crop(v, start, shape))
+    body = crop(body, start, shape)
+    array, scaling, scale_notes = scale_intensity(
+        image.array.astype(np.float32, copy=False), body.array[0] > 0, config.intensity
+    )
+    notes += scale_notes
+    lost = set(label_values(label.array)) - set(label_values(mask_label.array)) if label and mask_label else set()
+    if lost:
+        notes.append(f"W_LABEL_LOST: label values {sorted(lost)} are too small for the prepared grid and vanished.")
+    record = {
+        "source_geometry": source.to_dict(),
+        "prepared_geometry": image.geometry.to_dict(),
+        "shear_deg": source.shear_deg,
+        "crop": {"start": list(start), "shape": list(shape)},
+        "intensity": {"mode": config.intensity.mode, "channels": scaling},
+    }
+    rounded = array.astype(config.dtype).astype(np.float32)
+    return Prepared(Volume(rounded, image.geometry, config.unit), body, record, mask_label, tuple(notes))
+
+
+def read_image(path: Path, config: PrepareConfig) -> tuple[Volume, io.Source]:
+    """Read an image the way that ``config`` says."""
+    return io.read_volume(path, unit=config.unit, xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
+
+
+def matched_label(image: Volume, label: Volume, *, item: str) -> Volume:
+    """The label map on exactly the grid of its image.
+
+    Raises:
+        CaseError: E_SHAPE or E_GEOMETRY, if the grids differ by more than 0.1 mm at a corner.
+    """
+    if label.geometry.shape != image.geometry.shape or label.array.shape[0] != 1:
+        raise CaseError(
+            f"{item}: label of shape {label.array.shape}, image of shape {image.array.shape} (channels first); "
+            "a label has one channel and the voxels of its image. Find the label of this image.",
+            code="E_SHAPE",
+        )
+    distance = image.geometry.max_corner_distance_mm(label.geometry)
+    if distance > _LABEL_TOLERANCE_MM:
+        raise GeometryError(
+            f"{item}: label lies {distance:.2f} mm off its image at a corner; {_LABEL_TOLERANCE_MM} mm is allowed. "
+            "Resample the label onto the image, or correct its header."
+        )
+    return Volume(label.array, image.geometry, "label")
+
+
+@dataclass(frozen=True)
+class _Task:
+    case: Case
+    config: PrepareConfig
+    store: Path
+
+
+@dataclass(frozen=True)
+class _Done:
+    key: str
+    labels: tuple[int, ...]
+    warnings: tuple[str, ...]
+    state: Literal["made", "kept", "rebuilt", "seen"]
+
+
+def _prepare_case(task: _Task) -> _Done:
+    """What a worker does with one case."""
+    case, config = task.case, task.config
+    key, digests = _key(case, config)
+    folder = entry_folder(task.store, key)
+    state: Literal["made", "rebuilt"] = "made"
+    if folder.exists():
+        try:
+            verify_entry(folder)
+            meta = json.loads((folder / "case.json").read_text())
+            return _Done(key, tuple(meta["label_values"]), tuple(meta["warnings"]), "kept")
+        except CheckpointError:
+            remove(folder)
+            state = "rebuilt"
+    volume, source = read_image(Path(case.image), config)
+    warnings = list(source.warnings)
+    label = None
+    if case.label is not None:
+        label_volume, label_source = io.read_volume(
+            Path(case.label), unit="label", xform=config.xform, assume_spacing_mm=config.assume_spacing_mm
+        )
+        label = matched_label(volume, label_volume, item=f"case {case.case_id}")
+        warnings += label_source.warnings
+    prepared = prepare_volume(volume, config, label=label)
+    warnings += prepared.warnings
+    if label is not None and not label.array.any():
+        warnings.append("W_EMPTY_LABEL: the label map is background only.")
+    meta = {
+        **prepared.record,
+        **digests,
+        "unit": config.unit,
+        "fill": config.fill,
+        "warnings": warnings,
+    }
+    image = prepared.volume.array.astype(config.dtype)
+    label_array = None if prepared.label is None else _small_integers(prepared.label.array)
+    write_entry(task.store, key, Entry(image, label_array, prepared.body_mask.array, meta))
+    labels = () if label_array is None else tuple(label_values(label_array))
+    return _Done(key, labels, tuple(warnings), state)
+
+
+def _look_up(task: _Task) -> _Done:
+    """What a dry run does with one case: everything that needs no voxel."""
+    key, _ = _key(task.case, task.config)
+    return _Done(key, (), (), "seen")
+
+
+def _key(case: Case, config: PrepareConfig) -> tuple[str, dict[str, str]]:
+    """Name of the entry: a hash of everything that it is made from."""
+    if "other" not in {case.modality, config.modality} and case.modality != config.modality:
+        raise CaseError(
+            f"case {case.case_id}: modality {case.modality}; this preparation is for {config.modality}. "
+            "Prepare it with a configuration of its own.",
+            code="E_MODALITY",
+        )
+    digests = {"image_digest": io.digest(Path(case.image))}
+    if case.label is not None:
+        digests["label_digest"] = io.digest(Path(case.label))
+    content = {**digests, "prepare": config.to_dict(), "store_version": STORE_VERSION}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24], digests
+
+
+def _row(case: Case, done: _Done) -> IndexRow:
+    return IndexRow(
+        case.case_id, case.subject_id, case.split, case.modality, done.key, case.label is not None, done.labels
+    )
+
+
+def _both(image: Volume, label: Volume | None, change: Callable[[Volume], Volume]) -> tuple[Volume, Volume | None]:
+    return change(image), None if label is None else change(label)
+
+
+def _cuts(label: Shaped[np.ndarray, "1 x y z"], start: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a labelled voxel lies outside the box."""
+    x, y, z = (slice(a, a + n) for a, n in zip(start, shape, strict=True))
+    return bool(label.any()) and np.count_nonzero(label) != np.count_nonzero(label[:, x, y, z])
+
+
+def _small_integers(label: Shaped[np.ndarray, "1 x y z"]) -> Shaped[np.ndarray, "1 x y z"]:
+    """The smallest of uint8, int16 and int32 that holds every value, negative ones too."""
+    for dtype in (np.uint8, np.int16):
+        limits = np.iinfo(dtype)
+        if label.min() >= limits.min and label.max() <= limits.max:
+            return label.astype(dtype)
+    return label.astype(np.int32)

@@ -1,0 +1,384 @@
+"""Does pretraining help on these data? Pretrained arms against the from-scratch twin at several label budgets.
+
+Every arm gets the same fine-tuning recipe, the same label subsets, the same seeds and the same number of trials; the
+only difference is where the encoder's weights come from. Trials are chosen on the validation split; the test split is
+scored once a run, on the grid of the source, and every comparison is paired: same subject, same labels, same seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import Field, JsonValue, model_validator
+
+from medssl.config import Config, apply_overrides, dump_yaml, load_yaml
+from medssl.data.store import ArrayStore
+from medssl.errors import ConfigError, NoInputError
+from medssl.evaluation.predict import score_stored
+from medssl.evaluation.statistics import Interval, crossed_bootstrap, crossed_permutation_test
+from medssl.progress import track
+from medssl.recipe import FinetuneRecipe, finetune, labelled_subjects, pretrain
+from medssl.report.figures import label_curve
+from medssl.report.page import Section, write_report
+from medssl.runfolder import RunFolder, atomic_write
+
+Budget = int | Literal["all"]
+
+
+class ArmConfig(Config):
+    """Where the encoder of one arm comes from; neither option means random weights.
+
+    Args:
+        bundle: Folder of a pretrained bundle.
+        pretrain: Recipe to pretrain one with, once, inside the study's folder.
+    """
+
+    bundle: str | None = None
+    pretrain: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ArmConfig:
+        if self.bundle is not None and self.pretrain is not None:
+            raise ValueError("bundle and pretrain are both given; keep one")
+        return self
+
+
+class StudyConfig(Config):
+    """A label-savings study; file names are relative to the study's own file.
+
+    Args:
+        finetune: Recipe that every arm is fine-tuned with: a file, or written out.
+        arms: Name to source of the encoder.
+        reference: The arm that all others are compared with: the from-scratch twin.
+        budgets: Numbers of labelled training subjects; ``all`` takes every one.
+        seeds: Each seed draws other weights, another order of data and, below ``all``, another label subset.
+        trials: Lists of overrides that every arm tries; the best on the validation split is kept for that arm.
+        tune_budget: Budget at which trials are compared; the smallest by default.
+        tune_seeds: Seeds over which a trial's validation Dice is averaged.
+        nsd_tolerance_mm: Tolerance of the surface Dice.
+        margin: Dice by which an arm may fall short and still count as equal.
+        workers: Runs at the same time, each with its share of the cores.
+        bootstrap: Number of draws of an interval.
+    """
+
+    finetune: str | dict[str, JsonValue]
+    arms: dict[str, ArmConfig]
+    reference: str = "scratch"
+    budgets: tuple[Budget, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    trials: tuple[tuple[str, ...], ...] = ((),)
+    tune_budget: Budget | None = None
+    tune_seeds: tuple[int, ...] = (0,)
+    nsd_tolerance_mm: float = Field(1.0, gt=0)
+    margin: float = Field(0.005, ge=0)
+    workers: int = Field(1, ge=1)
+    bootstrap: int = Field(4000, ge=100)
+
+    @model_validator(mode="after")
+    def _reference_is_scratch(self) -> StudyConfig:
+        if self.reference not in self.arms:
+            raise ValueError(f"reference {self.reference} is not among the arms {', '.join(self.arms)}")
+        if self.arms[self.reference] != ArmConfig():
+            raise ValueError(f"reference {self.reference} has pretrained weights; it must be the from-scratch twin")
+        return self
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study found: its sentences, and where the tables and the page lie."""
+
+    sentences: tuple[str, ...]
+    report: Path
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One fine-tuning run of the study: everything a worker needs."""
+
+    arm: str
+    budget: int
+    seed: int
+    trial: int
+    split: Literal["val", "test"]
+    recipe: str
+    store: str
+    encoder: str | None
+    folder: str
+    nsd_tolerance_mm: float
+    threads: int
+
+
+def study(
+    config: Path | Mapping[str, Any],
+    *,
+    store: Path,
+    out: Path,
+    overrides: Iterable[str] = (),
+    dry_run: bool = False,
+) -> StudyResult:
+    """Run a label-savings study, or finish one that was stopped: finished runs are kept.
+
+    Args:
+        config: YAML file or mapping of a :class:`StudyConfig`.
+        store: What ``prepare`` wrote; needs labelled cases in the splits train and test.
+        out: Gets ``results.csv`` (a line a case, structure and run), ``summary.csv``, ``comparisons.csv``,
+            ``label_curve.png``, ``report.html`` and the runs themselves.
+        overrides: ``key=value`` strings on top of the configuration.
+        dry_run: Check everything and say what would run, but write nothing.
+
+    Raises:
+        ConfigError: if the configuration is wrong or a budget exceeds the labelled subjects.
+        NoInputError: if the store has no labelled test case.
+    """
+    source = str(config) if isinstance(config, Path) else "study"
+    home = config.parent if isinstance(config, Path) else Path()
+    given = load_yaml(config) if isinstance(config, Path) else config
+    plan = StudyConfig.parse(apply_overrides(given, overrides), source=source)
+    recipe = load_yaml(home / plan.finetune) if isinstance(plan.finetune, str) else dict(plan.finetune)
+    for trial in plan.trials:
+        FinetuneRecipe.parse(apply_overrides(recipe, trial), source=f"{source}: finetune")
+    budgets = _budgets(plan, store)
+    sizes = f"{len(plan.arms)} arms x {len(budgets)} budgets x {len(plan.seeds)} seeds"
+    if dry_run:
+        return StudyResult((f"would run {sizes}",), out / "report.html", pd.DataFrame(), pd.DataFrame())
+    with RunFolder(out) as run:
+        run.write_recipe({**plan.to_dict(), "finetune": recipe})
+        encoders = {name: _encoder(name, arm, home, store=store, out=out) for name, arm in plan.arms.items()}
+        make = _Runs(plan, recipe, store, out, encoders)
+        chosen = _tune(plan, make, budgets, run)
+        runs = [
+            make(arm, budget, seed, trial=chosen[arm], split="test")
+            for budget in budgets
+            for seed in plan.seeds
+            for arm in plan.arms
+        ]
+        results = pd.concat(list(_execute(runs, plan.workers, "study")), ignore_index=True)
+        summary = _summarise(results, plan)
+        comparisons = _compare(results, plan)
+        sentences = (*_tuning_sentence(plan, chosen), *_sentences(results, comparisons, plan))
+        report = _write(out, plan, results=results, summary=summary, comparisons=comparisons, sentences=sentences)
+        for sentence in sentences:
+            run.journal.log(finding=sentence)
+    return StudyResult(sentences, report, summary, comparisons)
+
+
+class _Runs:
+    """Makes runs that differ only in arm, budget, seed and trial."""
+
+    def __init__(
+        self, plan: StudyConfig, recipe: Mapping[str, Any], store: Path, out: Path, encoders: Mapping[str, Path | None]
+    ) -> None:
+        self._plan, self._recipe, self._store, self._out, self._encoders = plan, recipe, store, out, encoders
+
+    def __call__(self, arm: str, budget: int, seed: int, *, trial: int, split: Literal["val", "test"]) -> _Run:
+        recipe = apply_overrides(self._recipe, self._plan.trials[trial])
+        recipe = {**recipe, "seed": seed, "num_labelled": budget, "label_draw": seed}
+        encoder = self._encoders[arm]
+        return _Run(
+            arm=arm, budget=budget, seed=seed, trial=trial, split=split, recipe=json.dumps(recipe), store=str(self._store),
+            encoder=None if encoder is None else str(encoder),
+            folder=str(self._out / "runs" / f"{arm}-{budget}-{seed}-{trial}"),
+            nsd_tolerance_mm=self._plan.nsd_tolerance_mm,
+            threads=max(1, (os.cpu_count() or 1) // self._plan.workers),
+        )  # fmt: skip
+
+
+def _budgets(plan: StudyConfig, store: Path) -> tuple[int, ...]:
+    opened = ArrayStore.open(store)
+    if not opened.select(split="test", labelled=True):
+        raise NoInputError(f"{store}: no labelled case in the split test; a study needs them to compare arms.")
+    if len(plan.trials) > 1 and not opened.select(split="val", labelled=True):
+        raise NoInputError(f"{store}: no labelled case in the split val; trials are chosen there. Give one trial only.")
+    total = len(labelled_subjects(opened))
+    budgets = tuple(total if budget == "all" else budget for budget in plan.budgets)
+    too_many = [budget for budget in budgets if budget > total]
+    if too_many:
+        raise ConfigError(f"study: budget {too_many[0]} exceeds the {total} labelled training subjects of {store}.")
+    return budgets
+
+
+def _encoder(name: str, arm: ArmConfig, home: Path, *, store: Path, out: Path) -> Path | None:
+    if arm.bundle is not None:
+        return home / arm.bundle
+    if arm.pretrain is not None:
+        return pretrain(home / arm.pretrain, store=store, out=out / "pretrain" / name).bundle
+    return None
+
+
+def _tune(plan: StudyConfig, make: _Runs, budgets: Sequence[int], run: RunFolder) -> dict[str, int]:
+    """Trial that each arm does best with on the validation split."""
+    if len(plan.trials) == 1:
+        return dict.fromkeys(plan.arms, 0)
+    wanted = plan.tune_budget
+    budget = min(budgets) if wanted is None else max(budgets) if wanted == "all" else wanted
+    runs = [
+        make(arm, budget, seed, trial=trial, split="val")
+        for arm in plan.arms
+        for trial in range(len(plan.trials))
+        for seed in plan.tune_seeds
+    ]
+    table = pd.concat(list(_execute(runs, plan.workers, "tuning")), ignore_index=True)
+    scores = table.groupby(["arm", "trial"], as_index=False)["dice"].mean()
+    atomic_write(run.path / "tuning.csv", scores.to_csv(index=False))
+    best = scores.loc[scores.groupby("arm")["dice"].idxmax()]
+    return {str(row.arm): int(row.trial) for row in best.itertuples()}
+
+
+def _execute(runs: Sequence[_Run], workers: int, label: str) -> Iterator[pd.DataFrame]:
+    """Score every run, some at the same time; each leaves its own result, so nothing is done twice."""
+    if workers == 1:
+        yield from (_score(run) for run in track(runs, label))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(_score, run) for run in runs]
+        try:
+            yield from (future.result() for future in track(as_completed(futures), label, total=len(futures)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _score(run: _Run) -> pd.DataFrame:
+    """Fine-tune and score one run, or read what an earlier call left."""
+    import torch
+
+    folder = Path(run.folder)
+    done = folder / f"scores-{run.split}.csv"
+    encoder_digest = _digest(Path(run.encoder) / "digests.json") if run.encoder else "scratch"
+    stamp = hashlib.sha256(f"{run.recipe} {ArrayStore.open(Path(run.store)).fingerprint} {encoder_digest}".encode())
+    mark = folder / f"scores-{run.split}.sha256"
+    if done.exists() and mark.exists() and mark.read_text() == stamp.hexdigest():
+        return pd.read_csv(done, dtype={"case_id": str, "subject_id": str})
+    torch.set_num_threads(run.threads)
+    store = Path(run.store)
+    encoder = Path(run.encoder) if run.encoder else None
+    result = finetune(json.loads(run.recipe), store=store, out=folder, encoder=encoder)
+    cases = ArrayStore.open(store).select(split=run.split, labelled=True)
+    table = score_stored(result.bundle, cases, nsd_tolerance_mm=run.nsd_tolerance_mm)
+    for name in ("trial", "seed", "budget", "arm"):
+        table.insert(0, name, getattr(run, name))
+    atomic_write(done, table.to_csv(index=False))
+    atomic_write(mark, stamp.hexdigest())
+    return table
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _grid(results: pd.DataFrame, arm: str, budget: int) -> pd.DataFrame:
+    """Dice of one arm at one budget, mean over structures: one row a seed, one column a test case."""
+    part = results[(results["arm"] == arm) & (results["budget"] == budget)]
+    return part.pivot_table(index="seed", columns=["subject_id", "case_id"], values="dice", aggfunc="mean").sort_index(
+        axis=1
+    )
+
+
+def _bootstrap(grid: pd.DataFrame, plan: StudyConfig) -> Interval:
+    return crossed_bootstrap(grid.to_numpy(), grid.columns.get_level_values("subject_id").tolist(), num=plan.bootstrap)
+
+
+def _summarise(results: pd.DataFrame, plan: StudyConfig) -> pd.DataFrame:
+    rows = []
+    for arm in plan.arms:
+        for budget in sorted(results["budget"].unique()):
+            interval = _bootstrap(_grid(results, arm, budget), plan)
+            part = results[(results["arm"] == arm) & (results["budget"] == budget)]
+            by_label = part.groupby("label")["dice"].mean()
+            rows.append(
+                {
+                    "arm": arm, "labelled_subjects": budget, "dice": interval.mean, "low": interval.low,
+                    "high": interval.high, **{f"dice_{label}": value for label, value in by_label.items()},
+                    "nsd": part["nsd"].mean(), "hd95_mm": part["hd95_mm"].mean(),
+                    "missed": int((part["presence"] == "missed").sum()),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _compare(results: pd.DataFrame, plan: StudyConfig) -> pd.DataFrame:
+    """Each pretrained arm against the reference at the same budget, paired by seed and case."""
+    rows = []
+    for arm in plan.arms:
+        for budget in sorted(results["budget"].unique()) if arm != plan.reference else ():
+            difference = _grid(results, arm, budget) - _grid(results, plan.reference, budget)
+            interval = _bootstrap(difference, plan)
+            subjects = difference.columns.get_level_values("subject_id").tolist()
+            p = crossed_permutation_test(difference.to_numpy(), subjects)
+            rows.append(
+                {
+                    "arm": arm, "labelled_subjects": budget, "dice_gain": interval.mean, "low": interval.low,
+                    "high": interval.high, "p": p,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _sentences(results: pd.DataFrame, comparisons: pd.DataFrame, plan: StudyConfig) -> list[str]:
+    """What the numbers allow to be said, and nothing more."""
+    found = []
+    for row in comparisons.to_dict("records"):
+        verdict = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not distinguishable from"
+        found.append(
+            f"With {row['labelled_subjects']} labelled subjects {row['arm']} is {verdict} {plan.reference}: Dice "
+            f"{row['dice_gain']:+.4f} (95 % interval {row['low']:+.4f} to {row['high']:+.4f}, p = {row['p']:.3f})."
+        )
+    budgets = sorted(int(budget) for budget in results["budget"].unique())
+    for arm in plan.arms:
+        for few in budgets if arm != plan.reference else ():
+            equal = [more for more in budgets if more > few and _is_equal(results, plan, arm=arm, few=few, more=more)]
+            if equal:
+                found.append(f"{arm} with {few} labelled subjects equals {plan.reference} with {max(equal)}.")
+    return found
+
+
+def _is_equal(results: pd.DataFrame, plan: StudyConfig, *, arm: str, few: int, more: int) -> bool:
+    """Whether the arm with few labels falls short of the reference with more by no more than the margin."""
+    difference = _grid(results, arm, few) - _grid(results, plan.reference, more)
+    return _bootstrap(difference, plan).low > -plan.margin
+
+
+def _tuning_sentence(plan: StudyConfig, chosen: Mapping[str, int]) -> list[str]:
+    if len(plan.trials) == 1:
+        return []
+    picks = "; ".join(f"{arm}: {' '.join(plan.trials[trial]) or 'as written'}" for arm, trial in chosen.items())
+    return [f"Each arm tried {len(plan.trials)} settings and kept its best on the validation split ({picks})."]
+
+
+def _write(
+    out: Path, plan: StudyConfig, *, results: pd.DataFrame, summary: pd.DataFrame, comparisons: pd.DataFrame,
+    sentences: Sequence[str],
+) -> Path:  # fmt: skip
+    atomic_write(out / "results.csv", results.to_csv(index=False))
+    atomic_write(out / "summary.csv", summary.to_csv(index=False))
+    atomic_write(out / "comparisons.csv", comparisons.to_csv(index=False))
+    curves = {
+        arm: [(int(r.labelled_subjects), float(r.dice), float(r.low), float(r.high)) for r in part.itertuples()]
+        for arm, part in summary.groupby("arm", sort=False)
+    }
+    picture = label_curve({str(arm): points for arm, points in curves.items()}, title="Test Dice, mean over structures")
+    atomic_write(out / "label_curve.png", picture)
+    how = (
+        f"{len(plan.seeds)} seeds; a seed draws the label subset, the weights of new layers and the order of data. "
+        "Intervals are 95 %, from a bootstrap over test subjects and seeds together. p is from a paired permutation "
+        "test that swaps the arms subject by subject."
+    )
+    sections = [
+        Section("Findings", [*sentences, how], pictures={"Dice against labelled subjects": picture}),
+        Section("Scores", table=summary.to_dict("records")),  # type: ignore[arg-type]
+        Section("Comparisons", table=comparisons.to_dict("records")),  # type: ignore[arg-type]
+        Section("Recipe", dump_yaml(plan.to_dict()).splitlines()),
+    ]
+    return write_report(out / "report.html", "Does pretraining help? A label-savings study", sections=sections)

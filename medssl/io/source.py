@@ -1,0 +1,84 @@
+"""What is known of a file that was read, and the names that image files go by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medssl.geometry import Geometry
+
+IMAGE_SUFFIXES = (
+    ".nii.gz",
+    ".nii",
+    ".hdr",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a volume came from; enough to write a result on the same grid with the same header.
+
+    Args:
+        path: The file as it was given.
+        digest: sha256 of the file's bytes, in hex; of header and data one after the other where they are two files.
+        format: ``nifti1``, ``nifti2``, ``metaimage``, ``nrrd``, ``png``, ``jpeg``, ``tiff`` or ``bmp``.
+        warnings: What was assumed or repaired, as ``W_CODE: sentence``.
+        nifti_header: The 348 or 540 header bytes of a NIfTI file, else None.
+    """
+
+    path: Path
+    digest: str
+    format: str
+    warnings: tuple[str, ...] = ()
+    nifti_header: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a reader makes of the bytes of a file, before the rules for voxel values.
+
+    Args:
+        array: Voxels (C, X, Y, Z) in the stored type and native byte order.
+        geometry: Grid in world mm, RAS+.
+        format: As in :class:`Source`.
+        warnings: As in :class:`Source`.
+        nifti_header: As in :class:`Source`.
+        data: Bytes of the second file of a pair.
+    """
+
+    array: np.ndarray[Any, Any]
+    geometry: Geometry
+    format: str
+    warnings: tuple[str, ...] = ()
+    nifti_header: bytes | None = None
+    data: bytes = b""
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name ends as that of an image; the content decides later."""
+    return suffix(path) is not None
+
+
+def suffix(path: Path) -> str | None:
+    """The image suffix of a name in lower case, ``.nii.gz`` in one piece; None for other files."""
+    name = path.name.lower()
+    return next((known for known in IMAGE_SUFFIXES if name.endswith(known) and name != known), None)
+
+
+def stem(path: Path) -> str:
+    """Name without folder and image suffix: ``a/b.nii.gz`` gives ``b``."""
+    known = suffix(path)
+    return path.name[: -len(known)] if known else path.stem

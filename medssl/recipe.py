@@ -1,0 +1,443 @@
+"""A whole experiment as one typed value; builds the parts, trains them and leaves a bundle.
+
+``pretrain`` and ``finetune`` are the two commands that train. Both write the resolved recipe before training, a
+journal while training, and a bundle at the end. Killed and called again, they go on where they stood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, JsonValue
+
+from medssl.checks import FrozenFeatures, HeldOut
+from medssl.config import Config, apply_overrides, load_yaml
+from medssl.data.loader import batches, fixed_batches
+from medssl.data.store import ArrayStore, StoredCase
+from medssl.engine.device import ranks
+from medssl.engine.optim import TrainConfig
+from medssl.engine.trainer import Check, FitResult, fit
+from medssl.errors import CheckpointError, ConfigError, NoInputError
+from medssl.methods.base import Method
+from medssl.nn.backbone import Backbone, build_backbone
+from medssl.nn.bundle import Passport, load_bundle, save_bundle
+from medssl.registry import configure
+from medssl.runfolder import RunFolder
+from medssl.tasks.base import Task
+from medssl.trainable import Batch, Trainable
+from medssl.views import ViewSampler
+
+Resume = Literal["auto", "never", "must"]
+Split = Literal["train", "val", "test"]
+SpatialDims = Literal[2, 3]
+
+
+class ChecksConfig(Config):
+    """What is measured on held-out cases every ``train.check_every`` steps.
+
+    Args:
+        split: Cases that are never trained on; where there are none, nothing is measured, and the journal says so.
+        batches: Number of fixed batches for the held-out loss.
+        crop_voxels: Crops that the probes of frozen features embed; those of the method by default.
+        crops_per_case: Number of these a case.
+        cases: At most so many cases on each side of a probe.
+    """
+
+    split: Split = "val"
+    batches: int = Field(8, ge=1)
+    crop_voxels: tuple[int, int, int] | None = None
+    crops_per_case: int = Field(16, ge=1)
+    cases: int = Field(40, ge=2)
+
+
+class PretrainRecipe(Config):
+    """A pretraining run.
+
+    Args:
+        seed: Of every random draw; the same recipe, store and seed give the same run.
+        backbone: ``name`` of a file in ``medssl/nn`` and its options.
+        method: ``name`` of a file in ``medssl/methods`` and its options.
+        train: The loop: steps, batch size, optimiser, precision.
+        checks: Held-out measurements.
+        splits: Which cases are trained on; labels are never read.
+        licence: Under which the weights may be used; goes into the passport.
+    """
+
+    seed: int = Field(0, ge=0)
+    backbone: dict[str, JsonValue]
+    method: dict[str, JsonValue]
+    train: TrainConfig = TrainConfig()
+    checks: ChecksConfig = ChecksConfig()
+    splits: tuple[Split, ...] = ("train",)
+    licence: str = "not stated"
+
+
+class FinetuneRecipe(Config):
+    """A fine-tuning run.
+
+    Args:
+        seed: Of every random draw.
+        backbone: Architecture of the encoder; a pretrained bundle must have the same, so that a run from scratch is
+            its twin.
+        task: ``name`` of a file in ``medssl/tasks`` and its options.
+        train: The loop.
+        checks: Held-out measurements.
+        num_labelled: Use only so many labelled subjects of the training split; all by default.
+        label_draw: Which random order of subjects ``num_labelled`` is taken from.
+        licence: Goes into the passport.
+    """
+
+    seed: int = Field(0, ge=0)
+    backbone: dict[str, JsonValue]
+    task: dict[str, JsonValue]
+    train: TrainConfig = TrainConfig()
+    checks: ChecksConfig = ChecksConfig()
+    num_labelled: int | None = Field(None, ge=1)
+    label_draw: int = Field(0, ge=0)
+    licence: str = "not stated"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where a run left its bundle, what it measured last, and what its monitors warned of."""
+
+    bundle: Path
+    step: int
+    metrics: Mapping[str, float]
+    alarms: tuple[str, ...]
+
+
+def pretrain(
+    recipe: Path | Mapping[str, Any],
+    *,
+    store: Path,
+    out: Path,
+    overrides: Iterable[str] = (),
+    resume: Resume = "auto",
+    dry_run: bool = False,
+) -> TrainingResult:
+    """Pretrain an encoder on the images of a store.
+
+    Args:
+        recipe: YAML file or mapping of a :class:`PretrainRecipe`.
+        store: What ``prepare`` wrote.
+        out: Run folder; gets ``recipe.yaml``, ``journal.jsonl``, ``checkpoints/`` and ``bundle/``.
+        overrides: ``key=value`` strings on top of the recipe.
+        resume: ``auto`` goes on where a stopped run stood, ``must`` insists on it, ``never`` refuses to.
+        dry_run: Build and check everything, but write nothing.
+
+    Raises:
+        ConfigError: if the recipe is wrong.
+        NoInputError: if the store has no case in the chosen splits.
+        StoppedError: if a signal ended the run; the same command goes on.
+    """
+    plan = PretrainRecipe.parse(_mapping(recipe, overrides), source=_source(recipe))
+    opened = ArrayStore.open(store)
+    cases = [case for case in opened.cases if case.split is None or case.split in plan.splits]
+    if not cases:
+        raise NoInputError(f"{store}: no case in the splits {', '.join(plan.splits)}; set splits to those that it has.")
+    spatial_dims = _spatial_dims(cases)
+    cls, config = configure("methods", plan.method, Method)  # type: ignore[type-abstract]
+    encoder = _fresh_encoder(plan.backbone, cases, seed=plan.seed)
+    method = cls(config, encoder=encoder, seed=plan.seed)
+    crop = _crop_voxels(config)
+    held_out = _held_out(opened, plan.checks, trained_on=cases)
+    checks = _checks(method, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
+    if held_out:
+        features = FrozenFeatures(
+            cases[: plan.checks.cases],
+            held_out[: plan.checks.cases],
+            crop_voxels=plan.checks.crop_voxels or crop,
+            crops_per_case=plan.checks.crops_per_case,
+            label_values=opened.label_values,
+            seed=plan.seed,
+            spatial_dims=spatial_dims,
+        )
+        checks.append(features)
+    if dry_run:
+        return TrainingResult(out / "bundle", 0, {}, ())
+    with RunFolder(out) as run:
+        result = _train(method, cases, plan, opened=opened, run=run, checks=checks, resume=resume)
+        chance = method.chance_level()
+        metrics = {**result.checks, **({} if chance is None else {"chance": chance})}
+        passport = _passport(
+            opened,
+            method.encoder,
+            kind="encoder",
+            recipe=plan.to_dict(),
+            method=str(plan.method["name"]),
+            crop_voxels=crop,
+            metrics=metrics,
+            citations=method.citations,
+            licence=plan.licence,
+        )
+        save_bundle(out / "bundle", {"encoder": method.encoder}, passport)
+        run.journal.log(result.step, bundle=out / "bundle")
+    return TrainingResult(out / "bundle", result.step, metrics, result.alarms)
+
+
+def finetune(
+    recipe: Path | Mapping[str, Any],
+    *,
+    store: Path,
+    out: Path,
+    encoder: Path | None = None,
+    overrides: Iterable[str] = (),
+    resume: Resume = "auto",
+    dry_run: bool = False,
+) -> TrainingResult:
+    """Train a task on the labelled cases of a store.
+
+    Args:
+        recipe: YAML file or mapping of a :class:`FinetuneRecipe`.
+        store: What ``prepare`` wrote, with labels.
+        out: Run folder, as for :func:`pretrain`.
+        encoder: Bundle of a pretrained encoder; None starts from random weights.
+        overrides: ``key=value`` strings on top of the recipe.
+        resume: As for :func:`pretrain`.
+        dry_run: Build and check everything, but write nothing.
+
+    Raises:
+        CheckpointError: if the bundle has another architecture, or its images were prepared in another way.
+        ConfigError: if the recipe is wrong, or asks for more labelled subjects than there are.
+        NoInputError: if the store has no labelled case in the training split.
+        StoppedError: if a signal ended the run; the same command goes on.
+    """
+    plan = FinetuneRecipe.parse(_mapping(recipe, overrides), source=_source(recipe))
+    opened = ArrayStore.open(store)
+    cases = _labelled_cases(opened, plan)
+    cls, config = configure("tasks", plan.task, Task)  # type: ignore[type-abstract]
+    network = _fresh_encoder(plan.backbone, cases, seed=plan.seed)
+    origin: dict[str, Any] = {"encoder": "random weights"}
+    if encoder is not None:
+        origin = _load_encoder(network, encoder, opened)
+    task = cast("Any", cls)(config, encoder=network, label_values=opened.label_values, seed=plan.seed)
+    held_out = [case for case in _held_out(opened, plan.checks, trained_on=cases) if case.labelled]
+    checks = _checks(task, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
+    if dry_run:
+        return TrainingResult(out / "bundle", 0, {}, ())
+    with RunFolder(out) as run:
+        run.journal.log(0, **origin, labelled_subjects=len({case.subject_id for case in cases}), cases=len(cases))
+        result = _train(task, cases, plan, opened=opened, run=run, checks=checks, resume=resume, extra=origin)
+        passport = _passport(
+            opened,
+            network,
+            kind="segmenter",
+            recipe={**plan.to_dict(), **origin},
+            method=str(plan.task["name"]),
+            crop_voxels=_crop_voxels(config),
+            metrics=result.checks,
+            citations=(),
+            licence=plan.licence,
+            decoder=task.decoder_config(),
+            label_values=task.label_values,
+        )
+        save_bundle(out / "bundle", task.bundle_modules(), passport)
+        run.journal.log(result.step, bundle=out / "bundle")
+    return TrainingResult(out / "bundle", result.step, result.checks, result.alarms)
+
+
+def labelled_subjects(store: ArrayStore, *, draw: int = 0) -> list[str]:
+    """Labelled training subjects in the order in which a label budget takes them.
+
+    Draw 0 orders cases by ``sha256("label:" + case_id)``, draw ``k`` by ``sha256("label<k>:" + case_id)``; a subject
+    comes where its first case comes. The subjects of a small budget are therefore among those of a larger one.
+    """
+    prefix = f"label{draw or ''}:"
+    cases = sorted(
+        store.select(split="train", labelled=True),
+        key=lambda case: hashlib.sha256((prefix + case.case_id).encode()).hexdigest(),
+    )
+    return list(dict.fromkeys(case.subject_id for case in cases))
+
+
+def _labelled_cases(store: ArrayStore, plan: FinetuneRecipe) -> list[StoredCase]:
+    subjects = labelled_subjects(store, draw=plan.label_draw)
+    if not subjects:
+        raise NoInputError(f"{store.path}: no labelled case in the split train. Scan and prepare again with labels.")
+    if plan.num_labelled is not None:
+        if plan.num_labelled > len(subjects):
+            raise ConfigError(
+                f"num_labelled is {plan.num_labelled}, and {store.path} has {len(subjects)} labelled training "
+                "subjects. Ask for at most that many."
+            )
+        subjects = subjects[: plan.num_labelled]
+    chosen = set(subjects)
+    return [case for case in store.select(split="train", labelled=True) if case.subject_id in chosen]
+
+
+def _load_encoder(network: Backbone, folder: Path, store: ArrayStore) -> dict[str, Any]:
+    """Copy a bundle's weights into ``network``, all or none; give what identifies them."""
+    bundle = load_bundle(folder)
+    passport = bundle.passport
+    theirs = bundle.build_encoder(in_channels=network.in_channels)
+    mine = network.config
+    if theirs.config != mine or passport.spatial_dims != network.spatial_dims:
+        different = [key for key in {**theirs.config, **mine} if theirs.config.get(key) != mine.get(key)]
+        pairs = "; ".join(f"{key} {theirs.config.get(key)} against {mine.get(key)}" for key in different)
+        raise CheckpointError(
+            f"{folder}: its backbone differs from the recipe's ({pairs or 'spatial_dims'}). Give the recipe the "
+            "bundle's backbone, so that the run from scratch is its twin.",
+            code="E_CONTRACT",
+        )
+    changed = [key for key, value in passport.prepare.items() if store.prepare_config.get(key) != value]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: its images were prepared with another {', '.join(changed)} than those of {store.path}. "
+            "Prepare the labelled images with the configuration that the encoder was pretrained with.",
+            code="E_CONTRACT",
+        )
+    network.load_state_dict(theirs.state_dict(), strict=True)
+    digest = hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest()
+    return {"encoder": passport.method, "encoder_digest": digest, "encoder_data": passport.data_fingerprint}
+
+
+def _train(
+    trainable: Method | Task,
+    cases: Sequence[StoredCase],
+    plan: PretrainRecipe | FinetuneRecipe,
+    *,
+    opened: ArrayStore,
+    run: RunFolder,
+    checks: Sequence[Check],
+    resume: Resume,
+    extra: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Write the recipe, run the loop, and leave the averaged weights in the trainable where there are any."""
+    run.write_recipe(plan.to_dict())
+    if not checks:
+        run.journal.log(0, note=f"no case in split {plan.checks.split}: nothing is measured on held-out cases")
+    sampler: ViewSampler = trainable.view_sampler()
+    spatial_dims = trainable.encoder.spatial_dims
+
+    def factory(start_step: int) -> Iterator[Batch]:
+        rank, world = ranks()
+        return batches(
+            cases,
+            sampler,
+            batch_size=plan.train.batch_size * world,
+            seed=plan.seed,
+            start_step=start_step * plan.train.accumulate,
+            steps=plan.train.steps * plan.train.accumulate,
+            spatial_dims=spatial_dims,
+            num_workers=plan.train.num_workers,
+            rank=rank,
+            world_size=world,
+        )
+
+    identity = {**plan.to_dict(), **(extra or {})}
+    fingerprint = {
+        "recipe": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        "data": opened.fingerprint,
+    }
+    result = fit(
+        cast("Trainable", trainable),
+        factory,
+        plan.train,
+        run=run,
+        seed=plan.seed,
+        resume=resume,
+        checks=checks,
+        fingerprint=fingerprint,
+    )
+    if result.average is not None:
+        trainable.load_state_dict(result.average, strict=True)
+    return result
+
+
+def _held_out(store: ArrayStore, config: ChecksConfig, *, trained_on: Sequence[StoredCase]) -> list[StoredCase]:
+    used = {case.subject_id for case in trained_on}
+    return [case for case in store.select(split=config.split) if case.subject_id not in used]
+
+
+def _checks(
+    trainable: Method | Task, held_out: Sequence[StoredCase], config: ChecksConfig, *, batch_size: int, seed: int
+) -> list[Check]:
+    if not held_out:
+        return []
+    fixed = fixed_batches(
+        held_out,
+        trainable.view_sampler(),
+        count=config.batches,
+        batch_size=batch_size,
+        seed=seed,
+        spatial_dims=trainable.encoder.spatial_dims,
+    )
+    return [HeldOut(fixed)]
+
+
+def _fresh_encoder(backbone: Mapping[str, Any], cases: Sequence[StoredCase], *, seed: int) -> Backbone:
+    channels = {case.channels for case in cases}
+    if len(channels) > 1:
+        raise ConfigError(
+            f"the store mixes images of {sorted(channels)} channels; one number is needed. Split the cohort."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_backbone(backbone, in_channels=channels.pop(), spatial_dims=_spatial_dims(cases))
+
+
+def _spatial_dims(cases: Sequence[StoredCase]) -> SpatialDims:
+    flat = {case.shape[2] == 1 for case in cases}
+    if len(flat) > 1:
+        raise ConfigError("the store mixes images of one slice with volumes; one kind is needed. Split the cohort.")
+    return 2 if flat.pop() else 3
+
+
+def _crop_voxels(config: Config) -> tuple[int, int, int]:
+    return cast("tuple[int, int, int]", cast("Any", config).crop_voxels)
+
+
+def _passport(
+    store: ArrayStore,
+    encoder: Backbone,
+    *,
+    kind: Literal["encoder", "segmenter"],
+    recipe: Mapping[str, Any],
+    method: str,
+    crop_voxels: Sequence[int],
+    metrics: Mapping[str, float],
+    citations: Sequence[str],
+    licence: str,
+    decoder: Mapping[str, Any] | None = None,
+    label_values: Sequence[int] | None = None,
+) -> Passport:
+    prepare = store.prepare_config
+    return Passport.parse(
+        {
+            "kind": kind,
+            "backbone": encoder.config,
+            "spatial_dims": encoder.spatial_dims,
+            "in_channels": encoder.in_channels,
+            "decoder": decoder,
+            "label_values": None if label_values is None else list(label_values),
+            "prepare": prepare,
+            "unit": store.unit,
+            "orientation": prepare["orientation"],
+            "spacing_mm": prepare["spacing_mm"],
+            "crop_voxels": list(crop_voxels[: encoder.spatial_dims]),
+            "recipe": dict(recipe),
+            "method": method,
+            "data_fingerprint": store.fingerprint,
+            "metrics": {name: value if value == value else None for name, value in metrics.items()},  # noqa: PLR0124  NaN
+            "licence": licence,
+            "versions": {name: version(name) for name in ("medssl", "torch", "monai")},
+            "citations": list(citations),
+        },
+        source="passport",
+    )
+
+
+def _mapping(recipe: Path | Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    return apply_overrides(load_yaml(recipe) if isinstance(recipe, Path) else recipe, overrides)
+
+
+def _source(recipe: Path | Mapping[str, Any]) -> str:
+    return str(recipe) if isinstance(recipe, Path) else "recipe"

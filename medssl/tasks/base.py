@@ -1,0 +1,42 @@
+"""What every fine-tuning task has: an encoder that it was given, and logits for an image."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from medssl.nn.backbone import Backbone
+from medssl.trainable import Trainable
+from medssl.views import ViewSampler
+
+
+class Task(Trainable):
+    """A supervised task on top of an encoder.
+
+    Args:
+        encoder: Pretrained, or with fresh weights for the from-scratch twin.
+    """
+
+    def __init__(self, *, encoder: Backbone) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @abstractmethod
+    def logits(self, x: Float[Tensor, "b c *s"]) -> Tensor:
+        """Scores of each class, before softmax; one forward pass without augmentation."""
+
+    @abstractmethod
+    def view_sampler(self) -> ViewSampler:
+        """What cuts the task's crops from a case."""
+
+    @abstractmethod
+    def decoder_config(self) -> dict[str, Any]:
+        """What the passport needs beside the encoder's config to build the network again."""
+
+    @abstractmethod
+    def bundle_modules(self) -> Mapping[str, nn.Module]:
+        """Modules that a bundle keeps, by the name that their tensors begin with."""

@@ -1,0 +1,264 @@
+"""The segmentation task: loss, class indices, the four fine-tuning modes, and the bundle it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medssl.errors import CaseError, CheckpointError, ConfigError
+from medssl.losses.segmentation import dice_ce
+from medssl.nn.backbone import Backbone, build_backbone
+from medssl.nn.bundle import Passport, load_bundle, save_bundle
+from medssl.registry import configure, names
+from medssl.tasks.base import Task
+from medssl.tasks.segmentation import Config, Segmentation, Segmenter
+from medssl.trainable import Batch, Progress
+
+BACKBONE = {"name": "unet", "channels": [4, 8], "strides": [1, 2], "blocks": [1, 1]}
+PLAIN: dict[str, Any] = {"crop_voxels": [8, 8, 8], "augment": {"preset": "none"}}
+VALUES = (3, 7)
+
+
+def encoder(spatial_dims: int = 3, *, seed: int = 0, **options: Any) -> Backbone:
+    torch.manual_seed(seed)
+    return build_backbone({**BACKBONE, **options}, in_channels=1, spatial_dims=spatial_dims)
+
+
+def task(*, spatial_dims: int = 3, seed: int = 0, **options: Any) -> Segmentation:
+    config = Config.parse({**PLAIN, **options})
+    return Segmentation(config, encoder=encoder(spatial_dims), label_values=VALUES, seed=seed)
+
+
+def batch(*, spatial_dims: int = 3, num: int = 2, values: tuple[int, ...] = (0, *VALUES)) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    shape = (num, 1, *(8,) * spatial_dims)
+    index = torch.randint(len(values), shape, generator=generator)
+    label = torch.tensor(values, dtype=torch.uint8)[index]
+    image = index.float() + 0.1 * torch.randn(shape, generator=generator)
+    return Batch({"image": image, "label": label}, torch.arange(num), tuple(f"case{i}" for i in range(num)))
+
+
+def test_the_registry_finds_the_task_and_its_config() -> None:
+    assert "segmentation" in names("tasks", Task)
+    cls, config = configure("tasks", {"name": "segmentation", **PLAIN}, Task)
+    assert cls is Segmentation
+    assert config.mode == "full"
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_loss_is_dice_and_cross_entropy_of_class_indices(spatial_dims: int) -> None:
+    model = task(spatial_dims=spatial_dims, dice_weight=0.5, ce_weight=2.0)
+    data = batch(spatial_dims=spatial_dims)
+    losses = model(data)
+    target = torch.zeros_like(data["label"], dtype=torch.long)
+    target[data["label"] == 3] = 1
+    target[data["label"] == 7] = 2
+    expected = dice_ce(model.logits(data["image"]), target, weights=(0.5, 2.0))
+    torch.testing.assert_close(losses.total, expected.total)
+    assert set(losses.scalars()) == {"loss", "dice_loss", "cross_entropy", "crop_dice"}
+
+
+def test_crop_dice_is_that_of_the_hard_labels_by_hand() -> None:
+    model = task()
+    data = batch()
+    predicted = torch.tensor((0, *VALUES))[model.logits(data["image"]).argmax(dim=1)]
+    found = []
+    for value in VALUES:
+        p, r = predicted == value, data["label"][:, 0] == value
+        found.append(2 * (p & r).sum() / (p.sum() + r.sum()))
+    torch.testing.assert_close(model(data).monitors["crop_dice"], torch.stack(found).mean())
+
+
+def test_crop_dice_of_crops_without_structures_is_one() -> None:
+    model = task()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()  # equal scores: argmax takes class 0, background
+    losses = model(batch(values=(0,)))
+    assert losses.monitors["crop_dice"].item() == 1.0
+
+
+def test_loss_falls_on_one_repeated_batch_and_every_parameter_has_a_gradient() -> None:
+    model = task(deep_supervision=True)
+    optimiser = torch.optim.Adam([p for g in model.param_groups() for p in g.params], lr=1e-2)
+    data = batch()
+    history = []
+    for _ in range(15):
+        optimiser.zero_grad()
+        losses = model(data)
+        losses.total.backward()
+        optimiser.step()
+        history.append(losses.total.item())
+    assert history[-1] < 0.7 * history[0]
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_augmentation_moves_image_and_label_while_training_only() -> None:
+    model = task(augment=[{"name": "mirror", "p": 1.0, "axes": ["LR", "AP", "SI"]}, {"name": "noise", "sigma": [1, 1]}])
+    data = batch()
+    model.eval()
+    plain = model(data).total.item()
+    assert model(data).total.item() == plain
+    model.train()
+    assert model(data).total.item() != plain
+    assert model(data).total.item() == model(data).total.item()  # a function of the seeds
+
+
+def test_a_window_is_applied_in_training_and_at_use() -> None:
+    window = [{"name": "window", "low_hu": -100.0, "high_hu": 100.0}]
+    windowed, plain = task(augment=window), task()
+    hu = 300 * torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = plain.logits(((hu + 100) / 200).clamp(0, 1))
+    torch.testing.assert_close(windowed.logits(hu), expected)
+    data = Batch({"image": hu, "label": torch.zeros_like(hu, dtype=torch.uint8)}, torch.arange(1), ("a",))
+    torch.testing.assert_close(windowed.train()(data).total, windowed.eval()(data).total)
+
+
+def test_a_label_value_without_a_class_is_refused_by_case() -> None:
+    with pytest.raises(CaseError, match=r"case case0: label values \[9\] beside \(0, 3, 7\)") as error:
+        task()(batch(values=(0, 3, 9)))
+    assert error.value.code == "E_LABEL_SET"
+
+
+@pytest.mark.parametrize("values", [(), (0,), (-1, 2)])
+def test_a_task_needs_structures(values: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="at least one positive value"):
+        Segmentation(Config.parse(PLAIN), encoder=encoder(), label_values=values, seed=0)
+
+
+def test_unknown_keys_and_modes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="crop_voxel"):
+        Config.parse({**PLAIN, "crop_voxel": 3})
+    with pytest.raises(ConfigError, match="mode"):
+        Config.parse({**PLAIN, "mode": "half"})
+
+
+def test_the_decoder_begins_the_same_whatever_the_encoder() -> None:
+    one, two = task(seed=3), Segmentation(Config.parse(PLAIN), encoder=encoder(seed=9), label_values=VALUES, seed=3)
+    state = torch.random.get_rng_state()
+    for a, b in zip(one.decoder.parameters(), two.decoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = task(seed=4)
+    assert any(not torch.equal(a, b) for a, b in zip(one.decoder.parameters(), other.decoder.parameters(), strict=True))
+    torch.random.set_rng_state(state)
+    Segmentation(Config.parse(PLAIN), encoder=one.encoder, label_values=VALUES, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def group_scales(model: Segmentation) -> dict[int, float]:
+    """Learning-rate factor of every parameter; fails if one is in two groups."""
+    scales: dict[int, float] = {}
+    for group in model.param_groups():
+        for parameter in group.params:
+            assert id(parameter) not in scales
+            scales[id(parameter)] = group.lr_scale
+    return scales
+
+
+def test_full_mode_trains_all_with_the_encoder_scaled() -> None:
+    model = task(encoder_lr_scale=0.1)
+    scales = group_scales(model)
+    assert len(scales) == len(list(model.parameters()))
+    assert {scales[id(p)] for p in model.encoder.parameters()} == {0.1}
+    assert {scales[id(p)] for p in model.decoder.parameters()} == {1.0}
+
+
+def test_layer_decay_slows_shallow_layers() -> None:
+    model = task(mode="layer_decay", layer_decay=0.5)
+    scales = group_scales(model)
+    layers = model.encoder.layer_groups()
+    for index, params in enumerate(layers):
+        assert {scales[id(p)] for p in params} == {0.5 ** (len(layers) - index)}
+    assert {scales[id(p)] for p in model.decoder.parameters()} == {1.0}
+    assert len(scales) == len(list(model.parameters()))
+
+
+def steps(model: Segmentation, numbers: range, *, total: int) -> list[bool]:
+    """Take optimiser steps; say after each whether the encoder moved."""
+    optimiser = torch.optim.AdamW([p for g in model.param_groups() for p in g.params], lr=1e-2)
+    moved = []
+    for number in numbers:
+        before = [p.clone() for p in model.encoder.parameters()]
+        model.train()
+        model.before_step(Progress(number, total))
+        optimiser.zero_grad()
+        model(batch()).total.backward()
+        optimiser.step()
+        model.after_step(Progress(number + 1, total))
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, model.encoder.parameters(), strict=True)))
+    return moved
+
+
+def test_frozen_mode_leaves_the_encoder_alone_and_in_eval() -> None:
+    model = task(mode="frozen")
+    assert set(group_scales(model)) == {id(p) for p in model.decoder.parameters()}
+    assert steps(model, range(2), total=2) == [False, False]
+    assert not model.train().encoder.training
+    assert model.decoder.training
+
+
+def test_warm_up_holds_the_encoder_for_its_share_and_then_trains_it() -> None:
+    model = task(mode="warmup_then_full", warmup_share=0.5)
+    assert len(group_scales(model)) == len(list(model.parameters()))
+    assert steps(model, range(6), total=6) == [False, False, False, True, True, True]
+    assert model.encoder.training
+
+
+def test_warm_up_is_a_function_of_the_step_so_that_a_resumed_run_agrees() -> None:
+    model = task(mode="warmup_then_full", warmup_share=0.5)
+    assert steps(model, range(4, 6), total=6) == [True, True]
+    assert steps(model, range(1), total=6) == [False]
+
+
+def test_view_sampler_cuts_labelled_crops_of_the_structures() -> None:
+    sampler = task(foreground_share=0.4).view_sampler()
+    assert sampler.crop_voxels == (8, 8, 8)
+    assert tuple(sampler.label_values) == VALUES
+    assert sampler.foreground_share == 0.4
+
+
+def passport(model: Segmentation, **changes: Any) -> Passport:
+    fields: dict[str, Any] = {
+        "kind": "segmenter",
+        "backbone": model.encoder.config,
+        "spatial_dims": model.encoder.spatial_dims,
+        "in_channels": 1,
+        "decoder": model.decoder_config(),
+        "label_values": list(model.label_values),
+        "prepare": {},
+        "unit": "arbitrary",
+        "crop_voxels": [8, 8, 8],
+        "recipe": {"task": {"name": "segmentation", **model.config.to_dict()}},
+        "method": "segmentation",
+        "data_fingerprint": "0",
+        **changes,
+    }
+    return Passport.parse(fields)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"deep_supervision": True, "decoder": {"width": [6]}},
+        {"augment": [{"name": "window", "low_hu": -100.0, "high_hu": 100.0}]},
+    ],
+)
+def test_a_bundle_gives_the_same_logits(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = task(**options).eval()
+    save_bundle(tmp_path / "bundle", model.bundle_modules(), passport(model))
+    segmenter = Segmenter.from_bundle(load_bundle(tmp_path / "bundle"))
+    assert not segmenter.training
+    x = 50 * torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(segmenter(x), model.logits(x))
+
+
+@pytest.mark.parametrize("changes", [{"kind": "encoder", "decoder": None}, {"recipe": {}}])
+def test_a_bundle_without_a_segmentation_model_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = task()
+    save_bundle(tmp_path / "bundle", model.bundle_modules(), passport(model, **changes))
+    with pytest.raises(CheckpointError, match="one that medssl finetune left is needed") as error:
+        Segmenter.from_bundle(load_bundle(tmp_path / "bundle"))
+    assert error.value.code == "E_CONTRACT"

@@ -111,7 +111,7 @@ class Cohort(Sequence[Case]):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(self._rows(path.parent))
-        atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
+        atomic_write(path, text.getvalue())
 
     def to_parquet(self, path: Path) -> None:
         """Write the same table as Parquet."""
@@ -119,9 +119,9 @@ class Cohort(Sequence[Case]):
         import pyarrow.parquet as pq
 
         columns = zip(*self._rows(path.parent), strict=True) if self._cases else [()] * len(COLUMNS)
-        shown = [[_printable(value) for value in column] for column in columns]
         table = pa.table(
-            dict(zip(COLUMNS, shown, strict=True)), schema=pa.schema([(name, pa.string()) for name in COLUMNS])
+            dict(zip(COLUMNS, map(list, columns), strict=True)),
+            schema=pa.schema([(name, pa.string()) for name in COLUMNS]),
         )
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
@@ -209,9 +209,14 @@ def read_table(
         CaseError: E_TABLE with the line number.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise ReadError(f"{path}: cannot be read ({error.strerror}). Give the path of a CSV table.") from error
+    except UnicodeDecodeError as error:
+        raise table_error(
+            path, data[: error.start].count(b"\n") + 1, "is not UTF-8 text; save the table as UTF-8"
+        ) from error
     if "\0" in text:
         raise table_error(path, text[: text.index("\0")].count("\n") + 1, "a NUL byte; save the table as UTF-8 text")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -291,7 +296,3 @@ def _relative(target: str, folder: Path) -> str:
     absolute = os.path.abspath(target)  # noqa: PTH100
     path = os.path.relpath(absolute, base) if absolute.startswith(base + os.sep) else absolute
     return f"./{path}" if path.startswith(_FORMULA) else path
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -83,6 +83,11 @@ def discover(
     images: list[Path] = []
     labels: list[Path] = []
     for path in _files(root, follow_links):
+        if not str(path).isprintable():
+            shown = str(path).encode("unicode_escape").decode()
+            text = f"{shown}: the name has control characters or is not UTF-8; tables cannot hold it. Rename the file."
+            result.refused.append((shown, ReadError(text, code="E_NAME")))
+            continue
         reason = _why_ignored(path)
         if reason:
             result.ignored.append((str(path), reason))
@@ -114,7 +119,7 @@ def discover(
 def safe_id(name: str) -> str:
     """A name of ASCII letters, digits and ``. _ -``; a short hash is added wherever something was replaced."""
     safe = _UNSAFE.sub("_", name).strip("._-")[:150]
-    if safe == name:
+    if safe and safe == name:
         return safe
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{safe}-{digest}" if safe else f"case-{digest}"

@@ -23,7 +23,7 @@ _ORGANS: tuple[tuple[tuple[float, float, float], tuple[float, float, float], flo
     ((0.05, 0.45, -0.50), (0.22, 0.20, 0.22), 1.65, 0),  # a bright one at the front, low
 )
 _REGIMES = ("uint8", "thousands", "millions")
-_SUPPORT = (0.62, 0.55, 0.80)  # half axes of the body as a share of half the field of view; it leaves at both ends
+_SUPPORT = (0.80, 0.72, 0.85)  # half axes of the body as a share of half the field of view; it leaves at both ends
 
 
 def write_phantoms(

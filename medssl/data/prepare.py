@@ -158,8 +158,8 @@ def prepare(
             (out / "cases").mkdir(parents=True, exist_ok=True)
         remove_stale(out)
         remove_stale(out / "cases")
-    function = _look_up if dry_run else _prepare_case
-    finished = pool.run(function, tasks, name=lambda task: f"case {task.case.case_id}", workers=workers)
+    function, hands = (_look_up, 1) if dry_run else (_prepare_case, workers)
+    finished = pool.run(function, tasks, name=lambda task: f"case {task.case.case_id}", workers=hands)
     done: dict[str, _Done] = {}
     for task, result in track(finished, "prepare", total=len(tasks)):
         if isinstance(result, EnvironmentFaultError):

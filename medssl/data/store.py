@@ -313,7 +313,7 @@ class ArrayStore:
             raise ReadError(
                 f"{path}: holds no store.json. Give a folder that medssl prepare has finished.", code="E_NO_STORE"
             ) from error
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}/store.json: is not what was written. Run medssl prepare again; it keeps all good entries.",
                 code="E_DIGEST",

@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 
+from medssl.engine.bf16 import guard_convolutions
 from medssl.engine.checkpoint import CheckpointStore
 from medssl.engine.device import compile_children, device_faults, make_fabric, seed_draws, use_channels_last
 from medssl.engine.monitor import PlateauAlarm, collapse_alarm
@@ -113,6 +114,7 @@ def fit(
     trainable.train()
     if config.channels_last:
         use_channels_last(trainable)
+    guard_convolutions(trainable)
     if config.compile:
         compile_children(trainable)
     optimizer = build_optimizer(trainable.param_groups(), config, fused=precision != "16")
@@ -189,7 +191,7 @@ class _Loop:
         fabric, config, state = self.fabric, self.config, self.state
         progress = Progress(step, config.steps)
         set_learning_rate(state.optimizer, learning_rate(step, config))
-        seed_draws(_mix(self.seed, step, fabric.global_rank), device=fabric.device)
+        self._seed(step, 0)
         state.trainable.before_step(progress)
         scalars: list[dict[str, Tensor]] = []
         cases: tuple[str, ...] = ()
@@ -198,6 +200,7 @@ class _Loop:
             before = time.perf_counter()
             batch = _next(data, step)
             waited += time.perf_counter() - before
+            self._seed(step, part + 1)  # after the fetch: a loader may draw when it starts, which a resume repeats
             with fabric.no_backward_sync(self.model, enabled=part + 1 < config.accumulate):
                 total, named = self.model(batch.to(fabric.device))
                 fabric.backward(_nan_unless_finite(total) / config.accumulate)
@@ -234,7 +237,7 @@ class _Loop:
         trainable.eval()
         with torch.no_grad(), self.fabric.autocast():
             for check in due:
-                seed_draws(_mix(self.seed, done), device=self.fabric.device)
+                self._seed(done, 0)
                 found = check(trainable, done)
                 named = {f"{check.name}/{key}": value for key, value in found.items()}
                 self.results.update(named)
@@ -249,6 +252,9 @@ class _Loop:
         if self.fabric.is_global_zero:
             self.store.save(self.state.capture(done))
         self.fabric.barrier()
+
+    def _seed(self, step: int, part: int) -> None:
+        seed_draws(_mix(self.seed, step, part, self.fabric.global_rank), device=self.fabric.device)
 
     def _descend(self, step: int, cases: tuple[str, ...], norm: Tensor, scalars: list[dict[str, Tensor]]) -> None:
         """One optimiser step, skipped on the device itself if the gradient is not finite."""

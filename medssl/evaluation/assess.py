@@ -117,6 +117,7 @@ def evaluate(
         return EvaluateResult(ledger)
     with RunFolder(out) as run:
         run.write_recipe({"command": "evaluate", **config.to_dict()})
+        scored: list[_Pair] = []
         rows: list[dict[str, Any]] = []
         for pair in track(pairs, "evaluate"):
             try:
@@ -128,6 +129,7 @@ def evaluate(
                 ledger.reject(pair.case_id, error)
                 continue
             ledger.accept(pair.case_id, warnings=warnings)
+            scored.append(pair)
             rows += [
                 {"case_id": pair.case_id, "subject_id": pair.subject_id, "label": value, **found.to_dict()}
                 for value, found in scores.items()
@@ -137,9 +139,10 @@ def evaluate(
         run.journal.log(command="evaluate", **ledger.counts())
         if not rows:
             raise NoInputError(
-                f"{predictions}: none of {len(pairs)} cases could be scored; {out / 'refused.csv'} says why."
+                f"{predictions}: {len(pairs)} cases, {len(scored)} readable, and no structure in any; see "
+                f"{out / 'refused.csv'}, or name the structures in label_values."
             )
-        result = EvaluateResult(ledger, *_tables(rows, config))
+        result = EvaluateResult(ledger, *_tables(scored, rows, config))
         _write(out, result, config)
     return result
 
@@ -333,10 +336,12 @@ def _values(labels: np.ndarray[Any, Any]) -> set[int]:
     return {int(value) for value in np.unique(labels) if value != 0}
 
 
-def _tables(rows: Sequence[Mapping[str, Any]], config: EvaluateConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Case rows, complete and worst first, and their summary."""
+def _tables(
+    scored: Sequence[_Pair], rows: Sequence[Mapping[str, Any]], config: EvaluateConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Case rows, every structure in every case and the worst first, and their summary."""
     cases = pd.DataFrame(rows)
-    everyone = cases[["case_id", "subject_id"]].drop_duplicates()
+    everyone = pd.DataFrame([(pair.case_id, pair.subject_id) for pair in scored], columns=["case_id", "subject_id"])
     full = everyone.merge(pd.DataFrame({"label": sorted(cases["label"].unique())}), how="cross")
     cases = full.merge(cases, how="left", on=["case_id", "subject_id", "label"])
     # a structure of other cases that is in neither map of this one

@@ -10,6 +10,8 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from medssl.errors import ReadError
 from medssl.io import integrity, metaimage, nifti, nrrd, raster
 from medssl.io.source import IMAGE_SUFFIXES, Decoded, Source, is_image, stem, suffix
@@ -56,8 +58,9 @@ def read_volume(
     """
     path = _header_of(path)
     data = integrity.read_bytes(path)
-    decoded = _decode(data, path=path, unit=unit, xform=xform, assume_spacing_mm=assume_spacing_mm)
-    array, said = checked_values(decoded.array, unit=unit, path=path)
+    with np.errstate(all="ignore"):  # a damaged file holds odd numbers; each is checked where it is used
+        decoded = _decode(data, path=path, unit=unit, xform=xform, assume_spacing_mm=assume_spacing_mm)
+        array, said = checked_values(decoded.array, unit=unit, path=path)
     source = Source(
         path=path,
         digest=_sha256(data, decoded.data),

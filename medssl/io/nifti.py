@@ -151,15 +151,12 @@ def storable(volume: Volume, *, path: Path) -> Shaped[np.ndarray, "c x y z"]:
 
 
 def _parse(head: bytes, *, path: Path) -> Header:
-    for order in ("little", "big"):
-        size = int.from_bytes(head[:4], order)
-        if size in _SIZES:
-            break
-    else:
-        raise ReadError(f"{path}: the header size is neither 348 nor 540. Take the source.", code="E_HEADER")
+    """Header whose size is 348 or 540 in one of the byte orders, as :func:`integrity.detect` has seen."""
+    order: Literal["little", "big"] = "little" if int.from_bytes(head[:4], "little") in _SIZES else "big"
+    size = int.from_bytes(head[:4], order)
     if len(head) < size:
         raise ReadError(f"{path}: ends within the {size} header bytes. Copy the file again.", code="E_TRUNCATED")
-    header = _SIZES[size](head[:size], endianness="<" if order == "little" else ">", check=False)
+    header = _SIZES[size](head[:size], endianness=order, check=False)
     if bytes(header["magic"])[:3] not in {b"n+1", b"n+2", b"ni1", b"ni2"}:
         raise ReadError(
             f"{path}: an ANALYZE header, which says nothing of orientation. Convert it to NIfTI.", code="E_FORMAT"
@@ -294,10 +291,11 @@ def _affine(
     if has_qform and (xform == "qform" or not has_sform):
         return matrix(header.get_qform), warnings
     sform = matrix(header.get_sform)
-    if xform is None and np.isfinite(sform).all():
+    if xform is None:
+        lengths = checked_grid(shape, sform, path=path)[0].spacing_mm
         pixdim = np.asarray(header["pixdim"][1:4], dtype=np.float64) * scale
-        difference = np.abs(np.linalg.norm(sform[:3, :3], axis=0) - pixdim) * (np.array(shape) - 1)
-        _check_conflict(float(difference.max()), "sform and pixdim", path=path)
+        apart = float((np.abs(lengths - pixdim) * (np.array(shape) - 1)).max())
+        _check_conflict(apart, "sform and pixdim", path=path)
     return sform, warnings
 
 

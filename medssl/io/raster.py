@@ -47,11 +47,9 @@ def read(data: bytes, *, path: Path, unit: Unit, assume_spacing_mm: tuple[float,
     warnings: tuple[str, ...] = ()
     if data.startswith(b"\x89PNG"):
         warnings = _check_png(data, path=path)
-    picture = _open(data, path=path)
-    name = str(picture.format).lower()
-    if picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    picture, name, is_turned = _open(data, path=path)
+    if is_turned:
         warnings += ("W_EXIF: the picture was turned as its EXIF orientation says.",)
-        picture = ImageOps.exif_transpose(picture)
     pixels, said = _pixels(picture, path=path, is_label=unit == "label")
     spacing = assume_spacing_mm or (1.0, 1.0, 1.0)
     if assume_spacing_mm is None:
@@ -87,8 +85,8 @@ def _check_png(data: bytes, *, path: Path) -> tuple[str, ...]:
     return integrity.trailing(data[position:], path=path)
 
 
-def _open(data: bytes, *, path: Path) -> Image.Image:
-    """Decoded picture of one frame."""
+def _open(data: bytes, *, path: Path) -> tuple[Image.Image, str, bool]:
+    """Decoded picture of one frame, its format, and whether EXIF turned it."""
     try:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")  # the size is checked below, odd metadata is not used
@@ -97,7 +95,11 @@ def _open(data: bytes, *, path: Path) -> Image.Image:
                 raise Image.DecompressionBombError
             if getattr(picture, "n_frames", 1) > 1:
                 raise CaseError(f"{path}: several frames; one is read. Split it into files.", code="E_NDIM")
+            name = str(picture.format).lower()
+            is_turned = picture.getexif().get(_EXIF_ORIENTATION, 1) != 1  # Pillow turns a TIFF while loading
             picture.load()
+            is_turned = is_turned or picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
+            turned = ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:
         raise ReadError(
             f"{path}: more than {_MOST_PIXELS // 1_000_000} megapixels. Cut it into tiles first.", code="E_BOMB"
@@ -107,9 +109,9 @@ def _open(data: bytes, *, path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, zlib.error) as error:
         if isinstance(error, CaseError):
             raise
-        code = "E_TRUNCATED" if "truncated" in str(error) else "E_CRC"
+        code = "E_TRUNCATED" if "truncated" in str(error).lower() else "E_CRC"
         raise ReadError(f"{path}: the picture does not decode. Copy the file again.", code=code) from error
-    return picture
+    return turned, name, is_turned
 
 
 def _pixels(

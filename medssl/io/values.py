@@ -53,12 +53,8 @@ def checked_values(
     finite value. Label maps become the smallest of uint8, uint16 and int32 that holds them.
 
     Raises:
-        CaseError: E_NONFINITE, E_RANGE, E_LABEL_VALUE, E_NDIM or E_DTYPE.
+        CaseError: E_NONFINITE, E_RANGE, E_LABEL_VALUE or E_NDIM.
     """
-    if array.dtype.kind not in "buif":
-        raise CaseError(f"{path}: voxels of type {array.dtype}; real numbers are needed.", code="E_DTYPE")
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8)
     if unit == "label":
         return _label(array, path=path), ()
     return _float(array, path=path) if array.dtype.kind == "f" else (_integer(array, path=path), ())
@@ -94,7 +90,7 @@ def _float(
             code="E_NONFINITE",
         )
     largest = float(np.abs(array, where=finite, out=np.zeros_like(array)).max())
-    if largest > np.finfo(np.float32).max:
+    if largest > float(np.finfo(np.float32).max):
         raise CaseError(
             f"{path}: values up to {largest:.3g}; float32 ends at 3.4e38. Rescale the image.", code="E_RANGE"
         )

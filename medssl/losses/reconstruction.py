@@ -37,11 +37,12 @@ def masked_mse(
             "prediction and target must be equal in shape, and the mask too but for one channel."
         )
     with torch.autocast(target.device.type, enabled=False):
-        hidden = mask.expand_as(target)
-        difference = prediction.float()[hidden] - target.float()[hidden]
-        if difference.numel() == 0:
+        count = int(mask.sum()) * target.shape[1]
+        if count == 0:
             raise ValueError("no voxel is masked: the loss needs at least one. Raise mask_ratio.")
-        return difference.square().mean()
+        # a choice, not a product with the mask: 0 * nan is nan
+        difference = torch.where(mask, prediction.float() - target.float(), 0.0)
+        return difference.square().sum() / count
 
 
 def visible_mean(image: Float[Tensor, "b c *s"], mask: Bool[Tensor, "b 1 *s"]) -> Float[Tensor, "b c *ones"]:

@@ -69,7 +69,7 @@ def dice_ce(
 
 
 def deep_dice_ce(
-    outputs: Sequence[Float[Tensor, "b k *s"]],
+    outputs: Sequence[Tensor],
     target: Integer[Tensor, "b 1 *s"],
     *,
     include_background: bool = False,
@@ -81,7 +81,7 @@ def deep_dice_ce(
     The weights ``1, ½, ¼, ...`` are divided by their sum. The target is brought to a coarser grid by nearest voxel.
 
     Args:
-        outputs: Logits, finest first; one element is plain :func:`dice_ce`.
+        outputs: Logits ``(b, k, *s)`` of each resolution, finest first; one element is plain :func:`dice_ce`.
         target: Class indices at the finest resolution.
         include_background: See :func:`dice_ce`.
         ignore_value: See :func:`dice_ce`.

@@ -61,7 +61,7 @@ class Config(configuration.Config):
     """
 
     crop_voxels: tuple[int, int, int]
-    augment: dict[str, JsonValue] | list[dict[str, JsonValue]] = Field(default_factory=lambda: {"preset": "mr_light"})
+    augment: dict[str, JsonValue] | list[dict[str, JsonValue]] = Field(default_factory=_light)
     foreground_share: float = Field(0.67, ge=0, le=1)
     dice_weight: float = Field(1.0, ge=0)
     ce_weight: float = Field(1.0, ge=0)

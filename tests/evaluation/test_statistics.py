@@ -12,6 +12,8 @@ from scipy import stats
 from medssl.errors import CaseError
 from medssl.evaluation.statistics import (
     cluster_bootstrap,
+    crossed_bootstrap,
+    crossed_permutation_test,
     paired_bootstrap_difference,
     paired_permutation_test,
     widened_tail,
@@ -150,3 +152,44 @@ def test_values_that_cannot_be_summarised_are_refused(values: list[float], clust
 def test_values_that_are_no_pairs_are_refused() -> None:
     with pytest.raises(CaseError, match="pairs are needed"):
         paired_bootstrap_difference([1.0], [1.0, 2.0], ["a"])
+
+
+def test_one_run_is_the_cluster_bootstrap_up_to_its_draws() -> None:
+    values = np.random.default_rng(10).random(15)
+    one = crossed_bootstrap(values[None], names(15), num=4000)
+    two = cluster_bootstrap(values, names(15), num=4000)
+    assert one == pytest.approx(two, abs=0.02)
+
+
+def test_the_spread_of_runs_widens_the_interval() -> None:
+    rng = np.random.default_rng(11)
+    cases = rng.normal(size=20)
+    same = np.stack([cases, cases, cases])
+    other = cases + np.array([-1.0, 0.0, 1.0])[:, None]
+    narrow, wide = crossed_bootstrap(same, names(20)), crossed_bootstrap(other, names(20))
+    assert wide.mean == pytest.approx(narrow.mean)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_crossed_bootstrap_has_the_variance_of_its_formula() -> None:
+    """Additive runs and cases: Var = Var(runs) / R + Var(cases) / C, with population variances of what is drawn."""
+    rng = np.random.default_rng(12)
+    runs, cases = rng.normal(size=8), rng.normal(size=40)
+    found = crossed_bootstrap(runs[:, None] + cases, names(40), num=8000)
+    spread = math.sqrt(runs.var() / 8 + cases.var() / 40)
+    z = -stats.norm.ppf(widened_tail(40, confidence=0.95))
+    assert (found.high - found.low) / 2 == pytest.approx(z * spread, rel=0.06)
+
+
+def test_crossed_results_of_one_subject_have_no_interval() -> None:
+    found = crossed_bootstrap(np.array([[1.0, 2.0], [3.0, 4.0]]), ["a", "a"])
+    assert found.mean == pytest.approx(2.5)
+    assert math.isnan(found.low)
+
+
+def test_crossed_permutation_swaps_all_runs_of_a_subject() -> None:
+    rng = np.random.default_rng(13)
+    differences = rng.normal(0.4, 1, size=(3, 8))
+    clusters = [f"s{index // 2}" for index in range(8)]
+    means = differences.mean(axis=0)
+    assert crossed_permutation_test(differences, clusters) == paired_permutation_test(means, np.zeros(8), clusters)

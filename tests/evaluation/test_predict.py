@@ -1,0 +1,350 @@
+"""The predict command: on the scan's own grid, one bad scan alone, resumable, and honest in its ledger."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medssl.config import load_yaml
+from medssl.data.prepare import PrepareConfig, prepare
+from medssl.errors import CheckpointError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError
+from medssl.evaluation import predict as module
+from medssl.evaluation.predict import predict, score_stored
+from medssl.ledger import Outcome
+from medssl.nn.backbone import build_backbone
+from medssl.nn.bundle import Passport, save_bundle
+from medssl.runfolder import read_journal
+from medssl.tasks.segmentation import Config, Segmentation
+
+PLAIN = {
+    "intensity": {"mode": "none"},
+    "body_mask": {"mode": "none"},
+    "crop": {"mode": "none"},
+}
+AFFINE = np.array([[0.0, -1.5, 0.0, 40.0], [1.0, 0.0, 0.0, -30.0], [0.0, 0.0, 2.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def bundle(folder: Path, *, spatial_dims: int = 3, in_channels: int = 1, **changes: Any) -> Path:
+    """A bundle with random weights for labels 0, 5 and 300."""
+    torch.manual_seed(0)
+    encoder = build_backbone(
+        {"name": "unet", "channels": [4, 8], "strides": [1, 2], "blocks": [1, 1]},
+        in_channels=in_channels,
+        spatial_dims=spatial_dims,
+    )
+    crop = [8, 8, 8] if spatial_dims == 3 else [8, 8, 1]
+    config = Config.parse({"crop_voxels": crop, "augment": {"preset": "none"}})
+    task = Segmentation(config, encoder=encoder, label_values=(5, 300), seed=0)
+    fields = {
+        "kind": "segmenter",
+        "backbone": encoder.config,
+        "spatial_dims": spatial_dims,
+        "in_channels": in_channels,
+        "decoder": task.decoder_config(),
+        "label_values": list(task.label_values),
+        "prepare": PLAIN,
+        "unit": "arbitrary",
+        "crop_voxels": crop,
+        "recipe": {"task": {"name": "segmentation", **config.to_dict()}},
+        "method": "segmentation",
+        "data_fingerprint": "0",
+        **changes,
+    }
+    save_bundle(folder, task.bundle_modules(), Passport.parse(fields))
+    return folder
+
+
+def save_scan(path: Path, *, seed: int = 0, shape: tuple[int, ...] = (10, 9, 8), affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(np.random.default_rng(seed).normal(size=shape).astype(np.float32), affine)
+    image.header["descrip"] = b"DOE^JANE 1970-01-01"
+    image.set_qform(affine, code=1)
+    nibabel.save(image, path)
+    return path
+
+
+def threshold(x: torch.Tensor) -> torch.Tensor:
+    """An oracle: class 2 above 1, class 1 above 0."""
+    return torch.cat((-x, 0.5 - (x - 0.5).abs(), x - 1), dim=1)
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Put the oracle in the network's place; the list counts its calls."""
+    calls: list[int] = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return threshold(x)
+
+    monkeypatch.setattr(module, "load_network", lambda loaded, *, device: run)
+    return calls
+
+
+def test_each_scan_gets_the_original_label_values_on_its_own_grid(tmp_path: Path, oracle: list[int]) -> None:
+    scans = tmp_path / "scans"
+    save_scan(scans / "a.nii.gz", seed=1)
+    save_scan(scans / "deep" / "b.nii", seed=2, affine=np.diag((-1.0, 1.0, 3.0, 1.0)))
+    (scans / "notes.txt").write_text("x")
+    (scans / ".hidden.nii").write_bytes(b"x")
+    result = predict(bundle(tmp_path / "bundle"), scans, out=tmp_path / "out", overlap=0.25)
+    assert result.ledger.counts() == {
+        "seen": 3, "accepted": 2, "accepted with warning": 0, "rejected": 0, "duplicate": 0, "ignored": 1,
+    }  # fmt: skip
+    assert result.outputs == (tmp_path / "out" / "a.nii.gz", tmp_path / "out" / "b.nii.gz")
+    for path, output in zip((scans / "a.nii.gz", scans / "deep" / "b.nii"), result.outputs, strict=True):
+        scan, labels = nibabel.load(path), nibabel.load(output)
+        values = np.asarray(scan.dataobj)
+        expected = np.where(values > 0, 5, 0)
+        expected[(values - 1) > 0.5 - np.abs(values - 0.5)] = 300
+        assert np.array_equal(np.asarray(labels.dataobj), expected)
+        for name in ("srow_x", "srow_y", "srow_z", "pixdim", "quatern_b", "qoffset_x", "qform_code", "sform_code"):
+            assert labels.header[name].tobytes() == scan.header[name].tobytes()
+        assert labels.get_data_dtype() == np.uint16
+        assert b"DOE" not in gzip.decompress(output.read_bytes())
+
+
+def test_tables_recipe_and_journal_are_left_without_names_of_patients(tmp_path: Path, oracle: list[int]) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    predict(bundle(tmp_path / "bundle"), scan, out=tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert list(table["item"]) == ["a.nii.gz"]
+    counts = dict(part.split(":") for part in table["voxels"][0].split())
+    assert set(counts) == {"0", "5", "300"}
+    assert sum(map(int, counts.values())) == 10 * 9 * 8
+    recipe = load_yaml(tmp_path / "out" / "recipe.yaml")
+    assert recipe["overlap"] == 0.5
+    assert recipe["device"] == "cpu" or torch.cuda.is_available()
+    lines = read_journal(tmp_path / "out" / "journal.jsonl")
+    assert [line.get("event", line.get("command")) for line in lines] == ["predicted", "predict"]
+    assert not (tmp_path / "out" / ".lock").exists()
+    for path in (tmp_path / "out").iterdir():
+        assert b"DOE" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_real_bundle_labels_every_voxel(tmp_path: Path, spatial_dims: int) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    model = bundle(tmp_path / "bundle", spatial_dims=spatial_dims)
+    result = predict(model, [scan], out=tmp_path / "out", mirror_axes=("AP",), device="cpu", batch=3)
+    labels = np.asarray(nibabel.load(result.outputs[0]).dataobj)
+    assert labels.shape == (10, 9, 8)
+    assert set(np.unique(labels)) <= {0, 5, 300}
+
+
+def test_a_2d_network_sees_slices_as_they_are(tmp_path: Path) -> None:
+    """Slices predicted alone equal the volume predicted at once."""
+    model = bundle(tmp_path / "bundle", spatial_dims=2)
+    whole = save_scan(tmp_path / "whole.nii.gz", affine=np.eye(4))
+    voxels = np.asarray(nibabel.load(whole).dataobj)
+    predict(model, whole, out=tmp_path / "out", device="cpu")
+    labels = np.asarray(nibabel.load(tmp_path / "out" / "whole.nii.gz").dataobj)
+    for z in (0, 5):
+        nibabel.save(nibabel.Nifti1Image(voxels[:, :, z : z + 1], np.eye(4)), tmp_path / f"s{z}.nii.gz")
+        predict(model, tmp_path / f"s{z}.nii.gz", out=tmp_path / "out", device="cpu")
+        one = np.asarray(nibabel.load(tmp_path / "out" / f"s{z}.nii.gz").dataobj)
+        assert np.array_equal(one.reshape(10, 9), labels[:, :, z])
+
+
+def test_a_bad_scan_is_refused_and_the_others_go_on(tmp_path: Path, oracle: list[int]) -> None:
+    scans = tmp_path / "scans"
+    save_scan(scans / "good.nii.gz")
+    whole = save_scan(scans / "cut.nii.gz", seed=3).read_bytes()
+    (scans / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    save_scan(scans / "moving.nii.gz", shape=(6, 6, 6, 3))
+    result = predict(bundle(tmp_path / "bundle"), scans, out=tmp_path / "out")
+    assert [path.name for path in result.outputs] == ["good.nii.gz"]
+    assert result.ledger.exit_code() is ExitCode.SOME_REJECTED
+    refused = pd.read_csv(tmp_path / "out" / "refused.csv").set_index("item")
+    assert set(refused.index) == {"cut.nii.gz", "moving.nii.gz"}
+    assert refused["code"].str.startswith("E_").all()
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["good.nii.gz"]
+
+
+def test_images_of_another_channel_count_are_refused(tmp_path: Path) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    result = predict(bundle(tmp_path / "bundle", in_channels=2), scan, out=tmp_path / "out")
+    (entry,) = result.ledger
+    assert entry.code == "E_CONTRACT"
+    assert "1 channels; the bundle was trained on 2" in entry.reason
+    assert result.ledger.exit_code() is ExitCode.NO_INPUT
+
+
+def test_finished_scans_are_skipped_and_damaged_ones_made_again(tmp_path: Path, oracle: list[int]) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        save_scan(scans / f"{name}.nii.gz", seed=ord(name))
+    model = bundle(tmp_path / "bundle")
+    predict(model, scans, out=out)
+    first = {path.name: path.read_bytes() for path in out.glob("*.nii.gz")}
+    windows = len(oracle)
+
+    (out / "b.nii.gz").write_bytes(b"damaged")
+    (out / "c.nii.gz").unlink()
+    result = predict(model, scans, out=out)
+    assert len(oracle) == windows + 2 * windows // 3
+    assert {path.name: path.read_bytes() for path in out.glob("*.nii.gz")} == first
+    assert result.ledger.count(Outcome.ACCEPTED) == 3
+    assert len(pd.read_csv(out / "predictions.csv")) == 3
+
+    predict(model, scans, out=out)
+    assert len(oracle) == windows + 2 * windows // 3
+    save_scan(scans / "a.nii.gz", seed=99)
+    predict(model, scans, out=out)
+    assert (out / "a.nii.gz").read_bytes() != first["a.nii.gz"]
+    count = len(oracle)
+    predict(model, scans, out=out, overlap=0.0)
+    assert len(oracle) > count  # other settings, other results
+
+
+def test_a_dry_run_names_the_outputs_and_writes_nothing(tmp_path: Path) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    result = predict(bundle(tmp_path / "bundle"), scan, out=tmp_path / "out", dry_run=True)
+    assert result.outputs == (tmp_path / "out" / "a.nii.gz",)
+    assert result.ledger.count(Outcome.ACCEPTED) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_would_be_written_to_one_file_are_refused_before_anything_is_written(
+    tmp_path: Path, oracle: list[int]
+) -> None:
+    scans = tmp_path / "scans"
+    for name in ("x/scan.nii.gz", "y/SCAN.nii", "other.nii.gz"):
+        save_scan(scans / name)
+    result = predict(bundle(tmp_path / "bundle"), scans, out=tmp_path / "out")
+    assert [entry.code for entry in result.ledger if entry.outcome is Outcome.REJECTED] == ["E_NAME_CLASH"] * 2
+    assert [path.name for path in result.outputs] == ["other.nii.gz"]
+
+
+def test_missing_repeated_and_overwritten_inputs_are_booked_or_refused(tmp_path: Path, oracle: list[int]) -> None:
+    scan = save_scan(tmp_path / "scans" / "a.nii.gz")
+    model = bundle(tmp_path / "bundle")
+    result = predict(model, [scan, scan, tmp_path / "gone.nii"], out=tmp_path / "out", dry_run=True)
+    outcomes = [entry.outcome for entry in result.ledger]
+    assert sorted(outcomes) == sorted([Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.REJECTED])
+    with pytest.raises(NoInputError, match="no image found"):
+        predict(model, tmp_path / "bundle", out=tmp_path / "out")
+    before = scan.read_bytes()
+    with pytest.raises(ConfigError, match="would overwrite 1 of the scans") as error:
+        predict(model, scan, out=scan.parent)
+    assert error.value.code == "E_OVERWRITE"
+    assert scan.read_bytes() == before
+
+
+def test_the_output_folder_inside_the_input_folder_is_not_an_input(tmp_path: Path, oracle: list[int]) -> None:
+    save_scan(tmp_path / "scans" / "a.nii.gz")
+    model = bundle(tmp_path / "bundle")
+    for _ in range(2):
+        result = predict(model, tmp_path / "scans", out=tmp_path / "scans" / "out")
+        assert result.ledger.counts()["seen"] == 1
+
+
+def test_a_file_without_spacing_needs_one_said_where_the_bundle_works_in_mm(tmp_path: Path, oracle: list[int]) -> None:
+    from PIL import Image
+
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, size=(9, 12), dtype=np.uint8)).save(path)
+    model = bundle(tmp_path / "bundle", prepare={**PLAIN, "spacing_mm": [1.0, 1.0, 1.0]})
+    (entry,) = predict(model, path, out=tmp_path / "out").ledger
+    assert entry.code == "E_NO_SPACING"
+    result = predict(model, path, out=tmp_path / "out", assume_spacing_mm=(0.5, 0.5, 1.0))
+    assert result.ledger.counts()["rejected"] == 0
+    assert nibabel.load(result.outputs[0]).shape[:2] == (12, 9)
+    free = bundle(tmp_path / "free")
+    (entry,) = predict(free, path, out=tmp_path / "out2").ledger
+    assert entry.outcome is Outcome.WARNED
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError, MemoryError])
+def test_short_memory_tries_single_windows_and_then_ends_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    model = bundle(tmp_path / "bundle")
+    limit = [1]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > limit[0]:
+            raise fault("full")
+        return threshold(x)
+
+    monkeypatch.setattr(module, "load_network", lambda loaded, *, device: run)
+    assert len(predict(model, scan, out=tmp_path / "out", batch=4).outputs) == 1
+    limit[0] = 0
+    with pytest.raises(EnvironmentFaultError, match="out of memory") as error:
+        predict(model, scan, out=tmp_path / "other", batch=4)
+    assert error.value.exit_code is ExitCode.ENVIRONMENT
+    assert not list((tmp_path / "other").glob("*.nii.gz"))
+
+
+def test_a_full_disk_ends_the_command_and_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oracle: list[int]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise EnvironmentFaultError("no space left", code="E_DISK_FULL")
+
+    scan = save_scan(tmp_path / "a.nii.gz")
+    monkeypatch.setattr(module, "write_volume", full)
+    with pytest.raises(EnvironmentFaultError, match="no space"):
+        predict(bundle(tmp_path / "bundle"), scan, out=tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_a_damaged_bundle_an_encoder_and_an_unknown_device_are_refused(tmp_path: Path) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    model = bundle(tmp_path / "bundle")
+    with pytest.raises(ConfigError, match="device quantum"):
+        predict(model, scan, out=tmp_path / "out", device="quantum")
+    weights = model / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError) as error:
+        predict(model, scan, out=tmp_path / "out")
+    assert error.value.exit_code is ExitCode.INTEGRITY
+    encoder = bundle(tmp_path / "encoder", kind="encoder", decoder=None, label_values=None)
+    with pytest.raises(CheckpointError, match="medssl finetune"):
+        predict(encoder, scan, out=tmp_path / "out")
+    without = bundle(tmp_path / "without", label_values=[1, 2, 3])
+    with pytest.raises(CheckpointError, match="background 0"):
+        score_stored(without, stored_cases(tmp_path), nsd_tolerance_mm=1.0)
+
+
+def stored_cases(folder: Path, *, spacing: list[float] | None = None) -> Any:
+    """Two labelled cases, one of them of a subject with two scans."""
+    rows = ["case_id,subject_id,image,label"]
+    for index, name in enumerate(("one", "two")):
+        scan = save_scan(folder / "raw" / f"{name}.nii.gz", seed=index)
+        values = np.asarray(nibabel.load(scan).dataobj)
+        label = np.zeros(values.shape, np.uint16)
+        label[values > 0] = 5
+        label[(values - 1) > 0.5 - np.abs(values - 0.5)] = 300
+        nibabel.save(nibabel.Nifti1Image(label, AFFINE), folder / "raw" / f"{name}_label.nii.gz")
+        rows.append(f"{name},s1,raw/{name}.nii.gz,raw/{name}_label.nii.gz")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    config = PrepareConfig.parse({**PLAIN, "spacing_mm": spacing})
+    result = prepare(config, cohort=folder / "cohort.csv", out=folder / "store", workers=1)
+    return result.store.select(labelled=True)
+
+
+def test_stored_cases_are_scored_on_their_source_grids(tmp_path: Path, oracle: list[int]) -> None:
+    cases = stored_cases(tmp_path)
+    table = score_stored(bundle(tmp_path / "bundle"), cases, nsd_tolerance_mm=1.0)
+    assert list(table.columns[:4]) == ["case_id", "subject_id", "label", "presence"]
+    assert list(zip(table["case_id"], table["label"], strict=True)) == [
+        ("one", 5), ("one", 300), ("two", 5), ("two", 300),
+    ]  # fmt: skip
+    assert (table["dice"] == 1).all()
+    assert (table["hd95_mm"] == 0).all()
+    voxel_ml = 1.5 * 1.0 * 2.0 / 1000
+    values = np.asarray(nibabel.load(tmp_path / "raw" / "one_label.nii.gz").dataobj)
+    assert table["reference_ml"][0] == pytest.approx((values == 5).sum() * voxel_ml)
+    assert json.loads(table.to_json(orient="records"))[0]["presence"] == "both"

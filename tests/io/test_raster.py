@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from phantoms import REAL_DATA
+from PIL import Image
+
+from medssl.errors import MedSSLError
+from medssl.io import read_volume
+
+GREY = np.random.default_rng(0).integers(0, 255, (7, 9)).astype(np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 255, (7, 9, 3)).astype(np.uint8)
+
+
+def picture(array, kind="PNG", *, mode=None, **options):
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    if mode is not None:
+        image = image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width, height, *, depth=8, colour=0, body=b""):
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def saved(folder, data, name="a.png"):
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def read(folder, data, name="a.png", **options):
+    volume, source = read_volume(saved(folder, data, name), **options)
+    return volume, [warning.partition(":")[0] for warning in source.warnings]
+
+
+def code_of(folder, data, name="a.png", **options):
+    with pytest.raises(MedSSLError) as caught:
+        read(folder, data, name, **options)
+    assert name in caught.value.message
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("kind", "name"), [("PNG", "a.png"), ("TIFF", "a.tif"), ("BMP", "a.bmp")])
+def test_grey_of_8_bits_stays_as_columns_by_rows(tmp_path, kind, name):
+    volume, said = read(tmp_path, picture(GREY, kind), name)
+    assert volume.array.dtype == np.uint8
+    assert volume.array.shape == (1, 9, 7, 1)
+    assert said == ["W_NO_SPACING"]
+    for row in range(7):
+        for column in range(9):
+            assert volume.array[0, column, row, 0] == GREY[row, column]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_the_grid_is_that_of_simpleitk_in_2d(tmp_path, name):
+    volume, _ = read(tmp_path, picture(GREY, "PNG" if name == "a.png" else "TIFF"), name)
+    image = sitk.GetImageFromArray(GREY)
+    corner = image.TransformIndexToPhysicalPoint((8, 6))
+    assert np.allclose(volume.geometry.corners_mm()[-1], (-corner[0], -corner[1], 0))
+    assert image.GetPixel(8, 6) == volume.array[0, 8, 6, 0]
+    assert volume.geometry.orientation == "LPS"
+
+
+def test_a_given_spacing_is_used_and_said(tmp_path):
+    volume, said = read(tmp_path, picture(GREY), assume_spacing_mm=(0.2, 0.3, 1.0))
+    assert volume.geometry.spacing_mm == pytest.approx((0.2, 0.3, 1.0))
+    assert said == ["W_SPACING_ASSUMED"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("PNG", "a.png"), ("TIFF", "a.tiff")])
+def test_grey_of_16_bits_keeps_all_of_them(tmp_path, kind, name):
+    deep = GREY.astype(np.uint16) * 257 + 3
+    volume, _ = read(tmp_path, picture(deep, kind), name)
+    assert volume.array.dtype == np.uint16
+    assert np.array_equal(volume.array[0, :, :, 0].T, deep)
+
+
+def test_floats_of_a_tiff_stay(tmp_path):
+    values = GREY.astype(np.float32) / 7
+    volume, _ = read(tmp_path, picture(values, "TIFF"), "a.tif")
+    assert np.array_equal(volume.array[0, :, :, 0].T, values)
+
+
+def test_colour_becomes_three_channels_and_grey_colour_one(tmp_path):
+    volume, _ = read(tmp_path, picture(COLOUR))
+    assert np.array_equal(volume.array[..., 0].transpose(2, 1, 0), COLOUR)
+    volume, _ = read(tmp_path, picture(GREY, mode="RGB"))
+    assert volume.array.shape == (1, 9, 7, 1)
+    assert np.array_equal(volume.array[0, :, :, 0].T, GREY)
+
+
+def test_transparency_is_laid_on_black(tmp_path):
+    alpha = np.full((7, 9, 1), 51, dtype=np.uint8)
+    volume, said = read(tmp_path, picture(np.concatenate([COLOUR, alpha], axis=2)))
+    assert said == ["W_ALPHA", "W_NO_SPACING"] or said == ["W_NO_SPACING", "W_ALPHA"]
+    expected = COLOUR.transpose(2, 1, 0) * 0.2
+    assert np.abs(volume.array[..., 0] - expected).max() <= 1
+    grey_alpha = Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(np.zeros_like(GREY))))
+    assert (read(tmp_path, picture(grey_alpha))[0].array == 0).all()
+    keyed, said = read(tmp_path, picture(np.full((7, 9), 5, np.uint8), transparency=5))
+    assert "W_ALPHA" in said
+    assert (keyed.array == 0).all()
+
+
+def test_palettes_are_colours_for_images_and_numbers_for_labels(tmp_path):
+    numbers = (GREY % 3).astype(np.uint8)
+    image = Image.fromarray(numbers, mode=None).convert("L")
+    image = Image.frombytes("P", (9, 7), numbers.tobytes())
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    data = picture(image)
+    label, _ = read(tmp_path, data, unit="label")
+    assert np.array_equal(label.array[0, :, :, 0].T, numbers)
+    colours, _ = read(tmp_path, data)
+    assert np.array_equal(colours.array[0, :, :, 0].T, np.where(numbers == 1, 255, 0))
+
+
+def test_one_bit_is_0_and_255_for_images_and_0_and_1_for_labels(tmp_path):
+    data = picture(Image.fromarray(GREY > 99))
+    assert np.array_equal(read(tmp_path, data)[0].array[0, :, :, 0].T, np.where(GREY > 99, 255, 0))
+    assert np.array_equal(read(tmp_path, data, unit="label")[0].array[0, :, :, 0].T, GREY > 99)
+
+
+def test_colour_models_of_print_are_converted_aloud(tmp_path):
+    volume, said = read(tmp_path, picture(COLOUR, "JPEG", mode="CMYK"), "a.jpg")
+    assert volume.array.shape[0] == 3
+    assert "W_COLOUR" in said
+
+
+def test_a_coloured_label_is_refused(tmp_path):
+    assert code_of(tmp_path, picture(COLOUR), unit="label") == "E_NDIM"
+
+
+def test_exif_turns_a_picture_once(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind, name in (("PNG", "a.png"), ("TIFF", "a.tif")):
+        volume, said = read(tmp_path, picture(GREY, kind, exif=exif), name)
+        assert np.array_equal(volume.array[0, :, :, 0].T, np.rot90(GREY, -1))
+        assert "W_EXIF" in said
+
+
+def test_the_content_decides_over_the_name(tmp_path):
+    volume, said = read(tmp_path, picture(COLOUR, "JPEG"), "a.png")
+    assert "W_EXTENSION" in said
+    assert volume.array.shape == (3, 9, 7, 1)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    assert code_of(tmp_path, png(20000, 20000)) == "E_BOMB"
+    assert code_of(tmp_path, png(9000, 9000)) == "E_BOMB"
+
+
+def test_cut_and_damaged_pngs_are_refused_with_the_true_reason(tmp_path):
+    data = picture(GREY)
+    for length in (9, 20, 40, len(data) - 12, len(data) - 1):
+        assert code_of(tmp_path, data[:length]) == "E_TRUNCATED"
+    rng = random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(data)
+        damaged[rng.randrange(33, len(data) - 12)] ^= 1 << rng.randrange(8)
+        assert code_of(tmp_path, bytes(damaged)) in {"E_CRC", "E_TRUNCATED"}
+    header = data[8:33]
+    assert code_of(tmp_path, data[:33] + header + data[33:]) == "E_HEADER"
+    assert code_of(tmp_path, data[:8] + data[33:]) == "E_HEADER"
+    assert code_of(tmp_path, data + b"junk") == "E_TRAILING"
+    assert code_of(tmp_path, png(9, 7, body=bytes(5))) in {"E_TRUNCATED", "E_CRC"}
+
+
+def test_a_cut_jpeg_is_refused(tmp_path):
+    data = picture(np.kron(COLOUR, np.ones((8, 8, 1), np.uint8)), "JPEG")
+    assert code_of(tmp_path, data[: len(data) // 2], "a.jpg") == "E_TRUNCATED"
+    assert code_of(tmp_path, b"\xff\xd8\xff" + b"x" * 50, "a.jpg") in {"E_FORMAT", "E_CRC"}
+
+
+def test_deep_colour_and_several_frames_are_refused(tmp_path):
+    assert code_of(tmp_path, png(1, 1, depth=16, colour=2, body=bytes(7))) == "E_DTYPE"
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
+    assert code_of(tmp_path, buffer.getvalue(), "a.tif") == "E_NDIM"
+
+
+def test_mutated_pictures_end_in_one_error_type(tmp_path):
+    rng = random.Random(0)
+    for kind, name in (("PNG", "a.png"), ("JPEG", "a.jpg"), ("TIFF", "a.tif"), ("BMP", "a.bmp")):
+        data = picture(GREY, kind)
+        refused = 0
+        for _ in range(150):
+            damaged = bytearray(data)
+            for _ in range(rng.randint(1, 4)):
+                damaged[rng.randrange(len(data))] = rng.randrange(256)
+            try:
+                read_volume(saved(tmp_path, bytes(damaged), name))
+            except MedSSLError:
+                refused += 1
+        assert refused > 0
+
+
+def test_one_pixel_is_a_picture(tmp_path):
+    assert read(tmp_path, picture(np.array([[7]], dtype=np.uint8)))[0].array.tolist() == [[[[7]]]]
+
+
+BUSI = sorted((REAL_DATA / "busi_256").rglob("*.png"))[:40]
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not BUSI, reason="the shared folder of real images is not here")
+def test_real_pictures_read_as_pillow_does():
+    for path in BUSI:
+        volume, _ = read_volume(path)
+        expected = np.asarray(Image.open(path).convert("RGB"))
+        assert (volume.array[..., 0].transpose(2, 1, 0) == expected).all()

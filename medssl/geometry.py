@@ -150,7 +150,7 @@ class Geometry:
         return Geometry(_triple(shape), affine)
 
     def respaced(self, spacing_mm: Sequence[float]) -> Geometry:
-        """Grid of other spacing with the same directions and the same middle of the field of view.
+        """Grid of other spacing with the same directions and middle, that covers the field of view to 0.05 voxel.
 
         Raises:
             GeometryError: if a spacing is not a positive number.
@@ -158,7 +158,8 @@ class Geometry:
         new = np.array(spacing_mm, dtype=np.float64)
         if new.shape != (3,) or not np.isfinite(new).all() or (new <= 0).any():
             raise GeometryError(f"spacing {spacing_mm}: three positive numbers in mm are needed.", code="E_SPACING")
-        shape = np.maximum(1, np.round(np.array(self.shape) * self.spacing_mm / new))
+        covering = np.ceil(np.array(self.shape) * self.spacing_mm / new - _COVER_TOLERANCE_VOXELS)
+        shape = np.maximum(1, covering)
         return _centred(self.centre_mm, self.directions * new, shape)
 
     def orthogonalised(self) -> Geometry:

@@ -39,7 +39,6 @@ STUDY: dict[str, Any] = {
     "finetune": {**SEGMENT, "train": {**SEGMENT["train"], "steps": 60}},
     "budgets": [2, "all"],
     "seeds": [0, 1],
-    "bootstrap": 500,
 }
 
 

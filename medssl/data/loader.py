@@ -8,6 +8,8 @@ point of resumption change who computes a sample, never the sample.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -163,14 +165,14 @@ def _ahead(dataset: _Steps, steps: range, num_workers: int) -> Iterator[Batch]:
             worker_init_fn=_one_thread,
         )
         try:
-            for made in loader:
+            for made in _quiet_iterator(loader):
                 batch = _checked(made)
                 done += 1
                 yield batch
             return
         except MedSSLError:
             raise
-        except RuntimeError as error:  # torch says by this that a worker is gone or silent
+        except (RuntimeError, OSError, EOFError) as error:  # how torch says that a worker is gone or silent
             if attempt + 1 == _ATTEMPTS:
                 raise EnvironmentFaultError(
                     f"loader: workers died or hung at step {steps[done]}, twice. "
@@ -178,6 +180,20 @@ def _ahead(dataset: _Steps, steps: range, num_workers: int) -> Iterator[Batch]:
                     code="E_WORKER",
                 ) from error
             _logger.warning("loader: workers died or hung at step %d; starting them anew", steps[done])
+
+
+def _quiet_iterator(loader: DataLoader[Batch | MedSSLError]) -> Iterator[Batch | MedSSLError]:
+    """Start the workers, and take back the SIGCHLD handler with which torch would raise in the middle of a step.
+
+    A lost worker is then noticed where its batch is missed, within the time-out.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _one_thread(_: int) -> None:

@@ -6,6 +6,7 @@ more, and then set aside by name. Faults come back as values, never as exception
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -32,7 +33,7 @@ def run(
     *,
     name: Callable[[T], str],
     workers: int = 0,
-    timeout_s: float = 600,
+    timeout_s: float = 600.0,
 ) -> Iterator[tuple[T, R | MedSSLError]]:
     """Yield each item with the result of ``function``, or with the error that it ended in, as they finish.
 
@@ -109,13 +110,15 @@ class _Crew(Generic[T, R]):
         process.start()
         theirs.close()
         worker = _Worker(process, ours, item, attempts, 0.0)
-        ours.send(self._function)
+        with contextlib.suppress(OSError):  # a worker that is gone already shows as the end of its pipe
+            ours.send(self._function)
         self._give(worker, item, attempts)
         return worker
 
     def _give(self, worker: _Worker[T], item: T, attempts: int) -> None:
         worker.item, worker.attempts, worker.deadline = item, attempts, time.monotonic() + self._timeout_s
-        worker.pipe.send((item, self._name(item)))
+        with contextlib.suppress(OSError):
+            worker.pipe.send((item, self._name(item)))
 
     def _fire(self, worker: _Worker[T]) -> None:
         self._busy.remove(worker)
@@ -134,7 +137,7 @@ class _Crew(Generic[T, R]):
             )
         try:
             answer: R | MedSSLError = worker.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             worker.process.join()
             return _Lost(
                 CaseError(

@@ -271,7 +271,7 @@ class StoredCase:
             return {int(name): file[name] for name in file.files}
 
     def _outside(self, name: ArrayName) -> float:
-        return self.fill if name == "image" else 0
+        return self.fill if name == "image" else 0.0
 
     def _open(self, name: ArrayName) -> Any:
         if name not in self._arrays:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 def guard_convolutions(module: nn.Module) -> None:
     """Let every plain convolution in ``module`` run such inputs in float32; names and weights stay as they are."""
-    guarded = {nn.Conv2d: _GuardedConv2d, nn.Conv3d: _GuardedConv3d}
     for child in module.modules():
-        if type(child) in guarded:
-            child.__class__ = guarded[type(child)]
+        if type(child) is nn.Conv2d:
+            child.__class__ = _GuardedConv2d
+        elif type(child) is nn.Conv3d:
+            child.__class__ = _GuardedConv3d
 
 
 class _GuardedConv2d(nn.Conv2d):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
-from scipy import stats
+from scipy import optimize, stats
 
 from medssl.errors import CaseError
 
@@ -70,84 +70,10 @@ def cluster_bootstrap(
     return Interval(mean, float(low), float(high))
 
 
-def crossed_bootstrap(
-    grid: Float64[np.ndarray, "r n"],
-    clusters: Sequence[str],
-    *,
-    num: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """Mean over repeated runs and cases with a percentile interval; runs and clusters are both drawn anew.
-
-    Args:
-        grid: One row a run (a seed), one column a case.
-        clusters: Subject of each column.
-        num: Number of draws.
-        seed: Seed of the draws.
-        confidence: Share of such intervals that hold the true mean.
-
-    Returns:
-        Mean of all values, lower and upper end; widened for few clusters as in :func:`cluster_bootstrap`. A single
-        row says nothing about the spread of runs, and the interval is then of the clusters alone.
-
-    Raises:
-        CaseError: as :func:`cluster_bootstrap`.
-
-    Reference: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007, arXiv:0712.1111.
-    Deviations: the percentiles are widened.
-    """
-    by_run = [_by_cluster(row, clusters) for row in np.atleast_2d(np.asarray(grid, dtype=np.float64))]
-    sums, sizes = np.stack([row[0] for row in by_run]), by_run[0][1]
-    runs, count = sums.shape
-    mean = float(sums.sum() / (runs * sizes.sum()))
-    if count < 2:
-        return Interval(mean, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    means = np.empty(num)
-    for draw in range(num):
-        columns = np.bincount(rng.integers(count, size=count), minlength=count)
-        rows = np.bincount(rng.integers(runs, size=runs), minlength=runs)
-        means[draw] = rows @ sums @ columns / (runs * (sizes @ columns))
-    tail = widened_tail(count, confidence=confidence)
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return Interval(mean, float(low), float(high))
-
-
-def crossed_permutation_test(
-    differences: Float64[np.ndarray, "r n"], clusters: Sequence[str], *, num: int = 10000, seed: int = 0
-) -> float:
-    """Two-sided p of the mean of paired differences of several runs; arms are swapped subject by subject.
-
-    All runs of a subject are swapped together, so this is :func:`paired_permutation_test` of the means over runs.
-
-    Args:
-        differences: One row a run, one column a case.
-        clusters: Subject of each column.
-        num: See :func:`paired_permutation_test`.
-        seed: See :func:`paired_permutation_test`.
-    """
-    means = np.atleast_2d(np.asarray(differences, dtype=np.float64)).mean(axis=0)
-    return paired_permutation_test(means, np.zeros_like(means), clusters, num=num, seed=seed)
-
-
 def widened_tail(count: int, *, confidence: float) -> float:
     """Tail probability of the widened percentile interval of a mean of ``count`` independent draws."""
     quantile = stats.t.ppf((1 + confidence) / 2, df=count - 1)
     return float(stats.norm.cdf(-math.sqrt(count / (count - 1)) * quantile))
-
-
-def paired_bootstrap_difference(
-    first: Sequence[float] | Float64[np.ndarray, " n"],
-    second: Sequence[float] | Float64[np.ndarray, " n"],
-    clusters: Sequence[str],
-    *,
-    num: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """Mean of ``first - second`` over the same cases, with the interval of :func:`cluster_bootstrap`."""
-    return cluster_bootstrap(_differences(first, second), clusters, num=num, seed=seed, confidence=confidence)
 
 
 def paired_permutation_test(
@@ -182,6 +108,59 @@ def paired_permutation_test(
         signs = rng.choice((-1.0, 1.0), size=(min(_CHUNK, num - start), count))
         extreme += int((np.abs(signs @ sums) >= observed).sum())
     return (extreme + 1) / (num + 1)
+
+
+class CrossedMean(NamedTuple):
+    """A mean over seeds and subjects, its interval, and the two-sided p of a mean of 0.
+
+    The ends and p are NaN where there are fewer than two seeds or two subjects.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def crossed_mean(
+    values: Float64[np.ndarray, "s n"], clusters: Sequence[str], *, confidence: float = 0.95
+) -> CrossedMean:
+    """Mean over seeds (rows) and subjects (clusters of columns) that were both drawn from many.
+
+    The mean is a grand mean plus an effect of the seeds plus one of the subjects. Each effect has Student's interval
+    of its own, ``t(S - 1) sqrt(var(row means) / S)`` and ``t(C - 1) sqrt(var(column means) / C)``; the interval of
+    the sum reaches as far as the root of the sum of their squares. A bootstrap of three seeds would be too narrow by
+    construction. The residual is counted in both terms, which errs on the wide side.
+
+    Args:
+        values: One number a seed and case.
+        clusters: Subject of each case; every subject counts the same.
+        confidence: Share of such intervals that hold the true mean.
+
+    Raises:
+        CaseError: if there is no value, a value is not finite, or the lengths differ.
+
+    Reference: Zou, Donner, Construction of confidence limits about effect measures, Statistics in Medicine 2008, eq. 4
+        (recovering a variance from the interval of each term).
+    Deviations: none.
+    """
+    subjects = np.stack([np.divide(*_by_cluster(row, clusters)) for row in values])
+    num_seeds, num_subjects = subjects.shape
+    mean = float(subjects.mean())
+    if min(num_seeds, num_subjects) < 2:
+        return CrossedMean(mean, math.nan, math.nan, math.nan)
+    error_seed = math.sqrt(float(subjects.mean(axis=1).var(ddof=1)) / num_seeds)
+    error_subject = math.sqrt(float(subjects.mean(axis=0).var(ddof=1)) / num_subjects)
+
+    def reach(p: float) -> float:
+        by_seed = stats.t.isf(p / 2, df=num_seeds - 1) * error_seed
+        return math.hypot(by_seed, stats.t.isf(p / 2, df=num_subjects - 1) * error_subject)
+
+    if error_seed == error_subject == 0:
+        return CrossedMean(mean, mean, mean, float(mean == 0))
+    p = optimize.brentq(lambda p: reach(p) - abs(mean), 1e-12, 1.0) if reach(1e-12) > abs(mean) else 1e-12
+    distance = reach(1 - confidence)
+    return CrossedMean(mean, mean - distance, mean + distance, float(p))
 
 
 def _differences(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, JsonValue, model_validator
 
@@ -24,7 +25,7 @@ from medssl.config import Config, apply_overrides, dump_yaml, load_yaml
 from medssl.data.store import ArrayStore
 from medssl.errors import ConfigError, NoInputError
 from medssl.evaluation.predict import score_stored
-from medssl.evaluation.statistics import Interval, crossed_bootstrap, crossed_permutation_test
+from medssl.evaluation.statistics import CrossedMean, crossed_mean, paired_permutation_test
 from medssl.progress import track
 from medssl.recipe import FinetuneRecipe, finetune, labelled_subjects, pretrain
 from medssl.report.figures import label_curve
@@ -67,7 +68,6 @@ class StudyConfig(Config):
         nsd_tolerance_mm: Tolerance of the surface Dice.
         margin: Dice by which an arm may fall short and still count as equal.
         workers: Runs at the same time, each with its share of the cores.
-        bootstrap: Number of draws of an interval.
     """
 
     finetune: str | dict[str, JsonValue]
@@ -81,7 +81,6 @@ class StudyConfig(Config):
     nsd_tolerance_mm: float = Field(1.0, gt=0)
     margin: float = Field(0.005, ge=0)
     workers: int = Field(1, ge=1)
-    bootstrap: int = Field(4000, ge=100)
 
     @model_validator(mode="after")
     def _reference_is_scratch(self) -> StudyConfig:
@@ -186,7 +185,8 @@ class _Runs:
         recipe = {**recipe, "seed": seed, "num_labelled": budget, "label_draw": seed}
         encoder = self._encoders[arm]
         return _Run(
-            arm=arm, budget=budget, seed=seed, trial=trial, split=split, recipe=json.dumps(recipe), store=str(self._store),
+            arm=arm, budget=budget, seed=seed, trial=trial, split=split, recipe=json.dumps(recipe),
+            store=str(self._store),
             encoder=None if encoder is None else str(encoder),
             folder=str(self._out / "runs" / f"{arm}-{budget}-{seed}-{trial}"),
             nsd_tolerance_mm=self._plan.nsd_tolerance_mm,
@@ -286,15 +286,25 @@ def _grid(results: pd.DataFrame, arm: str, budget: int) -> pd.DataFrame:
     )
 
 
-def _bootstrap(grid: pd.DataFrame, plan: StudyConfig) -> Interval:
-    return crossed_bootstrap(grid.to_numpy(), grid.columns.get_level_values("subject_id").tolist(), num=plan.bootstrap)
+def _p_subjects(difference: pd.DataFrame) -> float:
+    """P of a permutation test that swaps the arms subject by subject, for the seeds at hand."""
+    means = difference.mean(axis=0)
+    return paired_permutation_test(means.to_numpy(), np.zeros(len(means)), _subjects(difference))
+
+
+def _subjects(grid: pd.DataFrame) -> list[str]:
+    return [str(subject) for subject in grid.columns.get_level_values("subject_id")]
+
+
+def _mean(grid: pd.DataFrame) -> CrossedMean:
+    return crossed_mean(grid.to_numpy(), _subjects(grid))
 
 
 def _summarise(results: pd.DataFrame, plan: StudyConfig) -> pd.DataFrame:
     rows = []
     for arm in plan.arms:
         for budget in sorted(results["budget"].unique()):
-            interval = _bootstrap(_grid(results, arm, budget), plan)
+            interval = _mean(_grid(results, arm, budget))
             part = results[(results["arm"] == arm) & (results["budget"] == budget)]
             by_label = part.groupby("label")["dice"].mean()
             rows.append(
@@ -314,13 +324,11 @@ def _compare(results: pd.DataFrame, plan: StudyConfig) -> pd.DataFrame:
     for arm in plan.arms:
         for budget in sorted(results["budget"].unique()) if arm != plan.reference else ():
             difference = _grid(results, arm, budget) - _grid(results, plan.reference, budget)
-            interval = _bootstrap(difference, plan)
-            subjects = difference.columns.get_level_values("subject_id").tolist()
-            p = crossed_permutation_test(difference.to_numpy(), subjects)
+            interval = _mean(difference)
             rows.append(
                 {
                     "arm": arm, "labelled_subjects": budget, "dice_gain": interval.mean, "low": interval.low,
-                    "high": interval.high, "p": p,
+                    "high": interval.high, "p": interval.p, "p_subjects": _p_subjects(difference),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -347,7 +355,7 @@ def _sentences(results: pd.DataFrame, comparisons: pd.DataFrame, plan: StudyConf
 def _is_equal(results: pd.DataFrame, plan: StudyConfig, *, arm: str, few: int, more: int) -> bool:
     """Whether the arm with few labels falls short of the reference with more by no more than the margin."""
     difference = _grid(results, arm, few) - _grid(results, plan.reference, more)
-    return _bootstrap(difference, plan).low > -plan.margin
+    return _mean(difference).low > -plan.margin
 
 
 def _tuning_sentence(plan: StudyConfig, chosen: Mapping[str, int]) -> list[str]:
@@ -364,16 +372,16 @@ def _write(
     atomic_write(out / "results.csv", results.to_csv(index=False))
     atomic_write(out / "summary.csv", summary.to_csv(index=False))
     atomic_write(out / "comparisons.csv", comparisons.to_csv(index=False))
-    curves = {
-        arm: [(int(r.labelled_subjects), float(r.dice), float(r.low), float(r.high)) for r in part.itertuples()]
-        for arm, part in summary.groupby("arm", sort=False)
-    }
-    picture = label_curve({str(arm): points for arm, points in curves.items()}, title="Test Dice, mean over structures")
+    curves: dict[str, list[tuple[int, float, float, float]]] = {arm: [] for arm in plan.arms}
+    for row in summary.to_dict("records"):
+        curves[row["arm"]].append((row["labelled_subjects"], row["dice"], row["low"], row["high"]))
+    picture = label_curve(curves, title="Test Dice, mean over structures")
     atomic_write(out / "label_curve.png", picture)
     how = (
         f"{len(plan.seeds)} seeds; a seed draws the label subset, the weights of new layers and the order of data. "
-        "Intervals are 95 %, from a bootstrap over test subjects and seeds together. p is from a paired permutation "
-        "test that swaps the arms subject by subject."
+        "Intervals are 95 % and take seeds and test subjects as drawn at random; they and p are of paired differences "
+        "wherever two arms are compared. p_subjects swaps the arms subject by subject, for the seeds at hand. No p is "
+        "corrected for the number of comparisons."
     )
     sections = [
         Section("Findings", [*sentences, how], pictures={"Dice against labelled subjects": picture}),

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -119,6 +120,11 @@ def test_workers_change_nothing(cases: tuple[StoredCase, ...], num_workers: int)
     assert _equal(_list(cases, start_step=1, num_workers=num_workers), _list(cases)[1:])
 
 
+def test_workers_may_be_started_from_a_thread(cases: tuple[StoredCase, ...]) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        assert _equal(threads.submit(_list, cases, steps=1, num_workers=1).result(), _list(cases, steps=1))
+
+
 def test_another_seed_gives_other_samples(cases: tuple[StoredCase, ...]) -> None:
     assert not _equal(_list(cases), _list(cases, seed=4))
 
@@ -213,8 +219,9 @@ def test_lost_workers_are_started_anew_once_at_the_same_step(
 
 
 def test_a_killed_worker_is_noticed_and_replaced(
-    cases: tuple[StoredCase, ...], caplog: pytest.LogCaptureFixture
+    cases: tuple[StoredCase, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loader, "_WORKER_TIMEOUT_S", 8)
     made = batches(cases, SAMPLER, batch_size=2, seed=3, steps=40, num_workers=1)
     first = next(made)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()

@@ -72,7 +72,7 @@ def test_faults_come_back_as_values_and_the_others_go_on(work: object, tmp_path:
 
 
 def test_a_dead_or_hung_worker_costs_only_its_own_case(work: object, tmp_path: Path) -> None:
-    results = _run(work, [0, 5, 6, 7, 8, 9, 10], tmp_path, workers=2, timeout_s=5)
+    results = _run(work, [0, 5, 6, 7, 8, 9, 10], tmp_path, workers=2, timeout_s=4.0)
     assert (results[0], results[8], results[9], results[10]) == (0, 64, 81, 100)
     assert isinstance(results[5], CaseError)
     assert results[5].code == "E_READER_CRASH"

@@ -340,6 +340,22 @@ def test_when_no_case_is_usable_there_is_no_store(tmp_path: Path, make_case: Mak
     assert result.ledger.exit_code() is ExitCode.NO_INPUT
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(254, np.uint8), (257, np.int16), (65537, np.int32)])
+def test_large_label_values_do_not_wrap(
+    tmp_path: Path, make_case: MakeCase, write_nifti: WriteNifti, value: int, dtype: type[np.generic]
+) -> None:
+    cohort = _cohort(tmp_path, make_case, 1)
+    label = np.zeros((12, 14, 10), np.int32)
+    label[3:6, 3:6, 3:6] = value
+    write_nifti(tmp_path / "labelsTr/case_0.nii.gz", label, np.diag([1.0, 1.0, 2.0, 1.0]))
+    store = prepare(PLAIN, cohort=cohort, out=tmp_path / "store", workers=1).store
+    assert store is not None
+    stored = store.cases[0].read("label", (0, 0, 0), (12, 14, 10))
+    assert stored.dtype == dtype
+    np.testing.assert_array_equal(stored[0], label)
+    assert store.label_values == (value,)
+
+
 def test_another_modality_is_refused(tmp_path: Path, make_case: MakeCase) -> None:
     image, _ = make_case(tmp_path, "a")
     Cohort([Case(case_id="a", subject_id="a", image=str(image), modality="MR")]).to_csv(tmp_path / "c.csv")

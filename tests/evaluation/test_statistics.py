@@ -12,9 +12,7 @@ from scipy import stats
 from medssl.errors import CaseError
 from medssl.evaluation.statistics import (
     cluster_bootstrap,
-    crossed_bootstrap,
-    crossed_permutation_test,
-    paired_bootstrap_difference,
+    crossed_mean,
     paired_permutation_test,
     widened_tail,
 )
@@ -89,17 +87,6 @@ def test_same_seed_same_interval_and_the_order_of_cases_does_not_matter() -> Non
     assert one != cluster_bootstrap(values, clusters, seed=8)
 
 
-def test_paired_difference_is_the_interval_of_the_differences() -> None:
-    rng = np.random.default_rng(6)
-    first, second = rng.random(20), rng.random(20)
-    clusters = [f"s{index // 2}" for index in range(20)]
-    assert paired_bootstrap_difference(first, second, clusters, seed=2) == cluster_bootstrap(
-        first - second, clusters, seed=2
-    )
-    constant = paired_bootstrap_difference(first + 0.25, first, clusters)
-    assert constant == pytest.approx((0.25, 0.25, 0.25))
-
-
 def test_permutation_test_equals_scipy_for_all_swaps() -> None:
     rng = np.random.default_rng(7)
     first, second = rng.normal(0.6, 1, size=9), rng.normal(size=9)
@@ -151,14 +138,7 @@ def test_values_that_cannot_be_summarised_are_refused(values: list[float], clust
 
 def test_values_that_are_no_pairs_are_refused() -> None:
     with pytest.raises(CaseError, match="pairs are needed"):
-        paired_bootstrap_difference([1.0], [1.0, 2.0], ["a"])
-
-
-def test_one_run_is_the_cluster_bootstrap_up_to_its_draws() -> None:
-    values = np.random.default_rng(10).random(15)
-    one = crossed_bootstrap(values[None], names(15), num=4000)
-    two = cluster_bootstrap(values, names(15), num=4000)
-    assert one == pytest.approx(two, abs=0.02)
+        paired_permutation_test([1.0], [1.0, 2.0], ["a"])
 
 
 def test_the_spread_of_runs_widens_the_interval() -> None:
@@ -166,30 +146,43 @@ def test_the_spread_of_runs_widens_the_interval() -> None:
     cases = rng.normal(size=20)
     same = np.stack([cases, cases, cases])
     other = cases + np.array([-1.0, 0.0, 1.0])[:, None]
-    narrow, wide = crossed_bootstrap(same, names(20)), crossed_bootstrap(other, names(20))
+    narrow, wide = crossed_mean(same, names(20)), crossed_mean(other, names(20))
     assert wide.mean == pytest.approx(narrow.mean)
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
-def test_crossed_bootstrap_has_the_variance_of_its_formula() -> None:
-    """Additive runs and cases: Var = Var(runs) / R + Var(cases) / C, with population variances of what is drawn."""
-    rng = np.random.default_rng(12)
-    runs, cases = rng.normal(size=8), rng.normal(size=40)
-    found = crossed_bootstrap(runs[:, None] + cases, names(40), num=8000)
-    spread = math.sqrt(runs.var() / 8 + cases.var() / 40)
-    z = -stats.norm.ppf(widened_tail(40, confidence=0.95))
-    assert (found.high - found.low) / 2 == pytest.approx(z * spread, rel=0.06)
+def test_without_spread_of_runs_it_is_the_one_sample_t_test_over_subjects() -> None:
+    cases = np.random.default_rng(12).normal(0.3, 1, size=25)
+    found = crossed_mean(np.stack([cases] * 3), names(25))
+    reference = stats.ttest_1samp(cases, 0.0)
+    interval = reference.confidence_interval()
+    assert found == pytest.approx((cases.mean(), interval.low, interval.high, reference.pvalue))
 
 
-def test_crossed_results_of_one_subject_have_no_interval() -> None:
-    found = crossed_bootstrap(np.array([[1.0, 2.0], [3.0, 4.0]]), ["a", "a"])
-    assert found.mean == pytest.approx(2.5)
-    assert math.isnan(found.low)
+def test_cases_of_one_subject_count_as_one() -> None:
+    values = np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])
+    merged = np.array([[1.5, 6.0], [3.5, 8.0]])
+    assert crossed_mean(values, ["a", "a", "b"]) == crossed_mean(merged, ["a", "b"])
 
 
-def test_crossed_permutation_swaps_all_runs_of_a_subject() -> None:
+@pytest.mark.parametrize("spread_of_runs", [0.0, 0.3, 1.0])
+def test_the_crossed_interval_holds_the_truth_as_often_as_it_says_with_three_runs(spread_of_runs: float) -> None:
     rng = np.random.default_rng(13)
-    differences = rng.normal(0.4, 1, size=(3, 8))
-    clusters = [f"s{index // 2}" for index in range(8)]
-    means = differences.mean(axis=0)
-    assert crossed_permutation_test(differences, clusters) == paired_permutation_test(means, np.zeros(8), clusters)
+    held = 0
+    for _ in range(600):
+        grid = 0.5 + rng.normal(0, spread_of_runs, (3, 1)) + rng.normal(0, 1, (1, 30)) + rng.normal(0, 0.5, (3, 30))
+        found = crossed_mean(grid, names(30))
+        held += found.low <= 0.5 <= found.high
+    assert held / 600 > 0.93
+
+
+@pytest.mark.parametrize("grid", [np.ones((1, 4)), np.array([[1.0, 2.0], [3.0, 4.0]])])
+def test_one_run_or_one_subject_has_no_interval(grid: np.ndarray) -> None:
+    found = crossed_mean(grid, names(4) if grid.shape[1] == 4 else ["a", "a"])
+    assert math.isnan(found.low)
+    assert math.isnan(found.p)
+
+
+def test_equal_values_have_a_point_for_an_interval() -> None:
+    assert crossed_mean(np.full((2, 3), 0.5), names(3)) == (0.5, 0.5, 0.5, 0.0)
+    assert crossed_mean(np.zeros((2, 3)), names(3)).p == 1.0

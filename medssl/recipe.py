@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, JsonValue
+from torch import nn
 
+from medssl.augment.base import Pipeline
 from medssl.checks import FrozenFeatures, HeldOut
 from medssl.config import Config, apply_overrides, load_yaml
 from medssl.data.loader import batches, fixed_batches
@@ -130,7 +135,8 @@ def pretrain(
         store: What ``prepare`` wrote.
         out: Run folder; gets ``recipe.yaml``, ``journal.jsonl``, ``checkpoints/`` and ``bundle/``.
         overrides: ``key=value`` strings on top of the recipe.
-        resume: ``auto`` goes on where a stopped run stood, ``must`` insists on it, ``never`` refuses to.
+        resume: ``auto`` goes on where a stopped run stood, ``must`` insists on it, ``never`` refuses a folder
+            that has a checkpoint.
         dry_run: Build and check everything, but write nothing.
 
     Raises:
@@ -146,7 +152,8 @@ def pretrain(
     spatial_dims = _spatial_dims(cases)
     cls, config = configure("methods", plan.method, Method)  # type: ignore[type-abstract]
     encoder = _fresh_encoder(plan.backbone, cases, seed=plan.seed)
-    method = cls(config, encoder=encoder, seed=plan.seed)
+    method = cls(config, encoder=encoder, seed=plan.seed, spacing_mm=_spacing_mm(cases))
+    _check_unit(opened, method.augment)
     crop = _crop_voxels(config)
     held_out = _held_out(opened, plan.checks, trained_on=cases)
     checks = _checks(method, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
@@ -163,7 +170,7 @@ def pretrain(
         checks.append(features)
     if dry_run:
         return TrainingResult(out / "bundle", 0, {}, ())
-    with RunFolder(out) as run:
+    with _run_folder(out) as run:
         result = _train(method, cases, plan, opened=opened, run=run, checks=checks, resume=resume)
         chance = method.chance_level()
         metrics = {**result.checks, **({} if chance is None else {"chance": chance})}
@@ -178,8 +185,7 @@ def pretrain(
             citations=method.citations,
             licence=plan.licence,
         )
-        save_bundle(out / "bundle", {"encoder": method.encoder}, passport)
-        run.journal.log(result.step, bundle=out / "bundle")
+        _save(out, {"encoder": method.encoder}, passport, run, step=result.step)
     return TrainingResult(out / "bundle", result.step, metrics, result.alarms)
 
 
@@ -218,13 +224,15 @@ def finetune(
     origin: dict[str, Any] = {"encoder": "random weights"}
     if encoder is not None:
         origin = _load_encoder(network, encoder, opened)
-    task = cast("Any", cls)(config, encoder=network, label_values=opened.label_values, seed=plan.seed)
+    task = cast("Any", cls)(
+        config, encoder=network, label_values=opened.label_values, seed=plan.seed, spacing_mm=_spacing_mm(cases)
+    )
+    _check_unit(opened, task.augment)
     held_out = [case for case in _held_out(opened, plan.checks, trained_on=cases) if case.labelled]
     checks = _checks(task, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
     if dry_run:
         return TrainingResult(out / "bundle", 0, {}, ())
-    with RunFolder(out) as run:
-        run.journal.log(0, **origin, labelled_subjects=len({case.subject_id for case in cases}), cases=len(cases))
+    with _run_folder(out) as run:
         result = _train(task, cases, plan, opened=opened, run=run, checks=checks, resume=resume, extra=origin)
         passport = _passport(
             opened,
@@ -239,8 +247,7 @@ def finetune(
             decoder=task.decoder_config(),
             label_values=task.label_values,
         )
-        save_bundle(out / "bundle", task.bundle_modules(), passport)
-        run.journal.log(result.step, bundle=out / "bundle")
+        _save(out, task.bundle_modules(), passport, run, step=result.step)
     return TrainingResult(out / "bundle", result.step, result.checks, result.alarms)
 
 
@@ -311,9 +318,12 @@ def _train(
     extra: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Write the recipe, run the loop, and leave the averaged weights in the trainable where there are any."""
-    run.write_recipe(plan.to_dict())
-    if not checks:
-        run.journal.log(0, note=f"no case in split {plan.checks.split}: nothing is measured on held-out cases")
+    if _is_first_process():
+        run.write_recipe(plan.to_dict())
+        start = {"cases": len(cases), "subjects": len({case.subject_id for case in cases}), **(extra or {})}
+        if not checks:
+            start["note"] = f"no case in split {plan.checks.split}: nothing is measured on held-out cases"
+        run.journal.log(0, **start)
     sampler: ViewSampler = trainable.view_sampler()
     spatial_dims = trainable.encoder.spatial_dims
 
@@ -350,6 +360,22 @@ def _train(
     if result.average is not None:
         trainable.load_state_dict(result.average, strict=True)
     return result
+
+
+def _is_first_process() -> bool:
+    """Whether this process writes; the others of a run on several devices only compute."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def _run_folder(out: Path) -> AbstractContextManager[RunFolder]:
+    """The run's folder, locked by the first process alone."""
+    return RunFolder(out) if _is_first_process() else nullcontext(RunFolder(out))
+
+
+def _save(out: Path, modules: Mapping[str, nn.Module], passport: Passport, run: RunFolder, *, step: int) -> None:
+    if _is_first_process():
+        save_bundle(out / "bundle", modules, passport)
+        run.journal.log(step, bundle=out / "bundle")
 
 
 def _held_out(store: ArrayStore, config: ChecksConfig, *, trained_on: Sequence[StoredCase]) -> list[StoredCase]:
@@ -389,6 +415,26 @@ def _spatial_dims(cases: Sequence[StoredCase]) -> SpatialDims:
     if len(flat) > 1:
         raise ConfigError("the store mixes images of one slice with volumes; one kind is needed. Split the cohort.")
     return 2 if flat.pop() else 3
+
+
+def _spacing_mm(cases: Sequence[StoredCase]) -> list[float]:
+    """Median voxel size of the cases, which is that of each where the store has one spacing."""
+    return [float(median(values)) for values in zip(*(case.spacing_mm for case in cases), strict=True)]
+
+
+def _check_unit(store: ArrayStore, augment: Pipeline) -> None:
+    """HU need a window before a network sees them, and nothing else may have one."""
+    if store.unit == "HU" and not augment.has_window:
+        raise ConfigError(
+            f"augment: {store.path} holds raw HU, from -1024 up to thousands; a window to [0, 1] is needed. Use the "
+            "preset ct_light, or begin the list with a window.",
+            code="E_UNIT",
+        )
+    if store.unit != "HU" and augment.has_window:
+        raise ConfigError(
+            f"augment: a HU window on {store.path}, whose unit is {store.unit}; HU are needed. Take the window out.",
+            code="E_UNIT",
+        )
 
 
 def _crop_voxels(config: Config) -> tuple[int, int, int]:

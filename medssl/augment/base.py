@@ -212,6 +212,11 @@ class Pipeline(nn.Module):
             x = augment.normalise(x)
         return x
 
+    @property
+    def has_window(self) -> bool:
+        """Whether a window brings HU to [0, 1] first."""
+        return any(augment.name == "window" for augment in self._intensity())
+
     def _spatial(self) -> list[Spatial[Any]]:
         return [augment for augment in self.spatial if isinstance(augment, Spatial)]
 

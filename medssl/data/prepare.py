@@ -313,7 +313,8 @@ def _prepare_case(task: _Task) -> _Done:
     }
     image = prepared.volume.array.astype(config.dtype)
     label_array = None if prepared.label is None else _small_integers(prepared.label.array)
-    write_entry(task.store, key, Entry(image, label_array, prepared.body_mask.array, meta))
+    source_label = None if label is None else _small_integers(label.array)
+    write_entry(task.store, key, Entry(image, label_array, prepared.body_mask.array, meta, source_label))
     labels = () if label_array is None else tuple(label_values(label_array))
     return _Done(key, labels, tuple(warnings), state)
 

@@ -7,6 +7,7 @@
       index.csv, prepare.yaml     the same for people
       cases/<key>/
         image.b2nd label.b2nd body.b2nd     (C, X, Y, Z); chunks of 64^3, blocks of 32^3
+        source_label.b2nd                   the label as it was drawn, on the source grid, for scoring
         foreground.npz                      sample voxels of each label value, and of the body under "-1"
         case.json                           geometries, unit, what preparation did
         digests.json                        SHA-256 of each file above
@@ -24,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
@@ -37,10 +38,8 @@ from medssl.geometry import Geometry
 from medssl.runfolder import atomic_path, atomic_write
 from medssl.views import BODY
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 MAX_SAMPLE_VOXELS = 2000
-
-ArrayName = Literal["image", "label", "body"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,14 @@ class Entry(NamedTuple):
         label: Integer array (1, X, Y, Z), or None.
         body: Mask of the body, uint8 (1, X, Y, Z).
         meta: JSON-able mapping with ``source_geometry``, ``prepared_geometry``, ``unit`` and ``fill``.
+        source_label: The label on the source grid (1, X, Y, Z), where there is one.
     """
 
     image: Shaped[np.ndarray, "c x y z"]
     label: Shaped[np.ndarray, "1 x y z"] | None
     body: Shaped[np.ndarray, "1 x y z"]
     meta: Mapping[str, Any]
+    source_label: Shaped[np.ndarray, "1 i j k"] | None = None
 
 
 def entry_folder(store: Path, key: str) -> Path:
@@ -96,7 +97,7 @@ def write_entry(store: Path, key: str, entry: Entry) -> Path:
     }
     with atomic_path(target, replace=False) as folder:
         folder.mkdir()
-        arrays = {"image": entry.image, "label": entry.label, "body": entry.body}
+        arrays = {"image": entry.image, "label": entry.label, "body": entry.body, "source_label": entry.source_label}
         for name, array in arrays.items():
             if array is not None:
                 (folder / f"{name}.b2nd").write_bytes(_frame(array))
@@ -220,12 +221,12 @@ class StoredCase:
         """Image value outside the grid."""
         return float(self.meta["fill"])
 
-    def has(self, name: ArrayName) -> bool:
+    def has(self, name: str) -> bool:
         """Whether the case has this array; every case has an image and a body."""
-        return name in {"image", "body"} or (name == "label" and self.labelled)
+        return name in {"image", "body"} or (name in {"label", "source_label"} and self.labelled)
 
     def read(
-        self, name: ArrayName, start: Sequence[int], shape: Sequence[int]
+        self, name: str, start: Sequence[int], shape: Sequence[int]
     ) -> Shaped[np.ndarray, "c {shape[0]} {shape[1]} {shape[2]}"]:
         """Read a box, which may reach beyond the grid.
 
@@ -258,6 +259,15 @@ class StoredCase:
         result[(channels, *place)] = data
         return result
 
+    def source_label(self) -> Shaped[np.ndarray, "i j k"]:
+        """The label as it was drawn, on the grid of ``source_geometry``.
+
+        Raises:
+            KeyError: if the case has no label.
+        """
+        label: np.ndarray = self._open("source_label")[0]
+        return label
+
     def foreground_voxels(self, value: int) -> Int32[np.ndarray, "n 3"]:
         """Up to 2000 voxels, drawn evenly, where the label is ``value``, or of the body for -1."""
         voxels = self._foreground.get(value)
@@ -270,10 +280,10 @@ class StoredCase:
         with np.load(self.folder / "foreground.npz", allow_pickle=False) as file:
             return {int(name): file[name] for name in file.files}
 
-    def _outside(self, name: ArrayName) -> float:
+    def _outside(self, name: str) -> float:
         return self.fill if name == "image" else 0.0
 
-    def _open(self, name: ArrayName) -> Any:
+    def _open(self, name: str) -> Any:
         if name not in self._arrays:
             if not self.has(name):
                 raise KeyError(f"case {self.case_id} has no {name}")

@@ -34,7 +34,7 @@ from medssl.ledger import Ledger, Outcome
 from medssl.nn.bundle import Passport, load_bundle
 from medssl.progress import track
 from medssl.runfolder import RunFolder, atomic_write, read_journal
-from medssl.volume import Volume, resample_to
+from medssl.volume import Volume
 
 _SUFFIX = ".nii.gz"
 _COLUMNS = ("item", "output", "source_digest", "output_digest", "voxels")
@@ -146,9 +146,7 @@ def score_stored(
     batch: int = 2,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Segment labelled cases of a store and score them on their source grids.
-
-    The store holds the label on the prepared grid; it is taken back to the source grid by nearest voxel.
+    """Segment labelled cases of a store and score them against the labels as drawn, on their source grids.
 
     Args:
         bundle: What ``finetune`` left.
@@ -166,7 +164,7 @@ def score_stored(
     network = load_network(loaded, device=settings.device)
     rows = []
     for case in cases:
-        image, label = (case.read(name, (0, 0, 0), case.shape) for name in ("image", "label"))
+        image = case.read("image", (0, 0, 0), case.shape)
         prediction = label_map(
             image,
             network,
@@ -176,10 +174,9 @@ def score_stored(
             passport=loaded.passport,
             settings=settings,
         )
-        reference = resample_to(Volume(label, case.geometry, "label"), case.source_geometry)
         found = score_labels(
             prediction.array[0],
-            reference.array[0],
+            case.source_label(),
             geometry=case.source_geometry,
             label_values=[value for value in loaded.passport.label_values or () if value != 0],
             nsd_tolerance_mm=nsd_tolerance_mm,

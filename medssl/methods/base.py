@@ -35,15 +35,24 @@ class Method(Trainable):
         config: The file's ``Config``.
         encoder: The backbone to train; all else that the method holds is dropped after pretraining.
         seed: Of the first weights of the method's own heads.
+        spacing_mm: Voxel size of the crops, for augments that are given in mm; 1 mm by default.
     """
 
     citations: ClassVar[tuple[str, ...]]
     position_task: ClassVar[bool] = False
 
-    def __init__(self, config: Config, *, encoder: Backbone, seed: int) -> None:  # noqa: ARG002  for the subclass's heads
+    def __init__(
+        self,
+        config: Config,
+        *,
+        encoder: Backbone,
+        seed: int,  # noqa: ARG002  for the subclass's heads
+        spacing_mm: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.augment = build_augment(config.to_dict()["augment"], position_task=self.position_task)
+        options = config.to_dict()["augment"]
+        self.augment = build_augment(options, position_task=self.position_task, spacing_mm=spacing_mm)
 
     @abstractmethod
     def view_sampler(self) -> ViewSampler:

@@ -78,8 +78,10 @@ class MAE(Method):
 
     citations = ("He et al., CVPR 2022, arXiv:2111.06377", "Wald et al., CVPR 2025, arXiv:2410.23132")
 
-    def __init__(self, config: Config, *, encoder: Backbone, seed: int) -> None:
-        super().__init__(config, encoder=encoder, seed=seed)
+    def __init__(
+        self, config: Config, *, encoder: Backbone, seed: int, spacing_mm: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(config, encoder=encoder, seed=seed, spacing_mm=spacing_mm)
         self.config = config
         self.crop = spatial_size("crop_voxels", config.crop_voxels, spatial_dims=encoder.spatial_dims)
         self.block = spatial_size("block_voxels", config.block_voxels, spatial_dims=encoder.spatial_dims)

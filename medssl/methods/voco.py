@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
@@ -178,8 +179,10 @@ class VoCo(Method):
     citations = ("Wu et al., CVPR 2024, arXiv:2402.17300", "Wu et al., 2024, arXiv:2410.09890")
     position_task = True
 
-    def __init__(self, config: Config, *, encoder: Backbone, seed: int) -> None:
-        super().__init__(config, encoder=encoder, seed=seed)
+    def __init__(
+        self, config: Config, *, encoder: Backbone, seed: int, spacing_mm: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(config, encoder=encoder, seed=seed, spacing_mm=spacing_mm)
         self.config = config
         self.objective = config.objective
         self.crop = spatial_size("crop_voxels", config.crop_voxels, spatial_dims=encoder.spatial_dims)

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from medssl.augment.base import Pipeline
 from medssl.nn.backbone import Backbone
 from medssl.trainable import Trainable
 from medssl.views import ViewSampler
@@ -20,6 +21,8 @@ class Task(Trainable):
     Args:
         encoder: Pretrained, or with fresh weights for the from-scratch twin.
     """
+
+    augment: Pipeline
 
     def __init__(self, *, encoder: Backbone) -> None:
         super().__init__()

@@ -131,7 +131,15 @@ class Segmentation(Task):
         per batch; structures are drawn evenly.
     """
 
-    def __init__(self, config: Config, *, encoder: Backbone, label_values: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        encoder: Backbone,
+        label_values: Sequence[int],
+        seed: int,
+        spacing_mm: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(encoder=encoder)
         values = sorted({0, *label_values})
         if len(values) < 2 or values[0] < 0:
@@ -142,7 +150,7 @@ class Segmentation(Task):
             )
         self.config = config
         self.label_values = tuple(values)
-        self.augment = build_augment(config.augment)
+        self.augment = build_augment(config.augment, spacing_mm=spacing_mm)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.decoder = Decoder(

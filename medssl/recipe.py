@@ -32,7 +32,7 @@ from medssl.engine.trainer import Check, FitResult, fit
 from medssl.errors import CheckpointError, ConfigError, NoInputError
 from medssl.methods.base import Method
 from medssl.nn.backbone import Backbone, build_backbone
-from medssl.nn.bundle import Passport, load_bundle, save_bundle
+from medssl.nn.bundle import Bundle, Passport, load_bundle, save_bundle
 from medssl.registry import configure
 from medssl.runfolder import RunFolder
 from medssl.tasks.base import Task
@@ -172,6 +172,9 @@ def pretrain(
         return TrainingResult(out / "bundle", 0, {}, ())
     with _run_folder(out) as run:
         result = _train(method, cases, plan, opened=opened, run=run, checks=checks, resume=resume)
+        kept = _kept(out, result, plan.train)
+        if kept is not None:
+            return kept
         chance = method.chance_level()
         metrics = {**result.checks, **({} if chance is None else {"chance": chance})}
         passport = _passport(
@@ -184,8 +187,9 @@ def pretrain(
             metrics=metrics,
             citations=method.citations,
             licence=plan.licence,
+            decoder=method.decoder_config(),
         )
-        _save(out, {"encoder": method.encoder}, passport, run, step=result.step)
+        _save(out, method.bundle_modules(), passport, run, step=result.step)
     return TrainingResult(out / "bundle", result.step, metrics, result.alarms)
 
 
@@ -221,12 +225,15 @@ def finetune(
     cases = _labelled_cases(opened, plan)
     cls, config = configure("tasks", plan.task, Task)  # type: ignore[type-abstract]
     network = _fresh_encoder(plan.backbone, cases, seed=plan.seed)
-    origin: dict[str, Any] = {"encoder": "random weights"}
-    if encoder is not None:
-        origin = _load_encoder(network, encoder, opened)
+    bundle = None if encoder is None else load_bundle(encoder)
+    origin: dict[str, Any] = {"encoder": "random weights", "decoder": "random weights"}
+    if bundle is not None:
+        origin |= _load_encoder(network, bundle, opened)
     task = cast("Any", cls)(
         config, encoder=network, label_values=opened.label_values, seed=plan.seed, spacing_mm=_spacing_mm(cases)
     )
+    if bundle is not None:
+        origin["decoder"] = task.take_decoder(bundle)
     _check_unit(opened, task.augment)
     held_out = [case for case in _held_out(opened, plan.checks, trained_on=cases) if case.labelled]
     checks = _checks(task, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
@@ -234,6 +241,9 @@ def finetune(
         return TrainingResult(out / "bundle", 0, {}, ())
     with _run_folder(out) as run:
         result = _train(task, cases, plan, opened=opened, run=run, checks=checks, resume=resume, extra=origin)
+        kept = _kept(out, result, plan.train)
+        if kept is not None:
+            return kept
         passport = _passport(
             opened,
             network,
@@ -280,10 +290,9 @@ def _labelled_cases(store: ArrayStore, plan: FinetuneRecipe) -> list[StoredCase]
     return [case for case in store.select(split="train", labelled=True) if case.subject_id in chosen]
 
 
-def _load_encoder(network: Backbone, folder: Path, store: ArrayStore) -> dict[str, Any]:
+def _load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[str, Any]:
     """Copy a bundle's weights into ``network``, all or none; give what identifies them."""
-    bundle = load_bundle(folder)
-    passport = bundle.passport
+    folder, passport = bundle.folder, bundle.passport
     theirs = bundle.build_encoder(in_channels=network.in_channels)
     mine = network.config
     if theirs.config != mine or passport.spatial_dims != network.spatial_dims:
@@ -370,6 +379,17 @@ def _is_first_process() -> bool:
 def _run_folder(out: Path) -> AbstractContextManager[RunFolder]:
     """The run's folder, locked by the first process alone."""
     return RunFolder(out) if _is_first_process() else nullcontext(RunFolder(out))
+
+
+def _kept(out: Path, result: FitResult, config: TrainConfig) -> TrainingResult | None:
+    """What an earlier call left of a run that was finished; a sound bundle stays as others may have built on it."""
+    if result.resumed_from < config.steps or not (out / "bundle").exists():
+        return None
+    try:
+        passport = load_bundle(out / "bundle").passport
+    except CheckpointError:
+        return None
+    return TrainingResult(out / "bundle", result.step, passport.metrics, result.alarms)
 
 
 def _save(out: Path, modules: Mapping[str, nn.Module], passport: Passport, run: RunFolder, *, step: int) -> None:

@@ -26,6 +26,7 @@ from medssl.data.store import ArrayStore
 from medssl.errors import ConfigError, NoInputError
 from medssl.evaluation.predict import score_stored
 from medssl.evaluation.statistics import CrossedMean, crossed_mean, paired_permutation_test
+from medssl.io import digest
 from medssl.progress import track
 from medssl.recipe import FinetuneRecipe, finetune, labelled_subjects, pretrain
 from medssl.report.figures import label_curve
@@ -148,6 +149,8 @@ def study(
     for trial in plan.trials:
         FinetuneRecipe.parse(apply_overrides(recipe, trial), source=f"{source}: finetune")
     budgets = _budgets(plan, store)
+    for arm in plan.arms.values():
+        _check_arm(arm, plan.trials, recipe, home, store=store)
     sizes = f"{len(plan.arms)} arms x {len(budgets)} budgets x {len(plan.seeds)} seeds"
     if dry_run:
         return StudyResult((f"would run {sizes}",), out / "report.html", pd.DataFrame(), pd.DataFrame())
@@ -201,11 +204,21 @@ def _budgets(plan: StudyConfig, store: Path) -> tuple[int, ...]:
     if len(plan.trials) > 1 and not opened.select(split="val", labelled=True):
         raise NoInputError(f"{store}: no labelled case in the split val; trials are chosen there. Give one trial only.")
     total = len(labelled_subjects(opened))
-    budgets = tuple(total if budget == "all" else budget for budget in plan.budgets)
-    too_many = [budget for budget in budgets if budget > total]
-    if too_many:
-        raise ConfigError(f"study: budget {too_many[0]} exceeds the {total} labelled training subjects of {store}.")
+    budgets = tuple(dict.fromkeys(total if budget == "all" else budget for budget in plan.budgets))
+    if max(budgets) > total:
+        raise ConfigError(f"study: budget {max(budgets)} exceeds the {total} labelled training subjects of {store}.")
     return budgets
+
+
+def _check_arm(
+    arm: ArmConfig, trials: Iterable[Iterable[str]], recipe: Mapping[str, Any], home: Path, *, store: Path
+) -> None:
+    """Find out before the first run whether the arm's encoder can be trained, or loaded by every trial."""
+    if arm.pretrain is not None:
+        pretrain(home / arm.pretrain, store=store, out=Path(), dry_run=True)
+    encoder = None if arm.bundle is None else home / arm.bundle
+    for trial in trials:
+        finetune(recipe, store=store, out=Path(), encoder=encoder, overrides=trial, dry_run=True)
 
 
 def _encoder(name: str, arm: ArmConfig, home: Path, *, store: Path, out: Path) -> Path | None:
@@ -254,28 +267,23 @@ def _score(run: _Run) -> pd.DataFrame:
     """Fine-tune and score one run, or read what an earlier call left."""
     import torch
 
-    folder = Path(run.folder)
-    done = folder / f"scores-{run.split}.csv"
-    encoder_digest = _digest(Path(run.encoder) / "digests.json") if run.encoder else "scratch"
-    stamp = hashlib.sha256(f"{run.recipe} {ArrayStore.open(Path(run.store)).fingerprint} {encoder_digest}".encode())
-    mark = folder / f"scores-{run.split}.sha256"
-    if done.exists() and mark.exists() and mark.read_text() == stamp.hexdigest():
+    store, folder = ArrayStore.open(Path(run.store)), Path(run.folder)
+    encoder = Path(run.encoder) if run.encoder else None
+    origin = digest(encoder / "digests.json") if encoder else "scratch"
+    told = f"{run.recipe} {store.fingerprint} {origin} {run.nsd_tolerance_mm}"
+    stamp = hashlib.sha256(told.encode()).hexdigest()
+    done, mark = folder / f"scores-{run.split}.csv", folder / f"scores-{run.split}.sha256"
+    if done.exists() and mark.exists() and mark.read_text() == stamp:
         return pd.read_csv(done, dtype={"case_id": str, "subject_id": str})
     torch.set_num_threads(run.threads)
-    store = Path(run.store)
-    encoder = Path(run.encoder) if run.encoder else None
-    result = finetune(json.loads(run.recipe), store=store, out=folder, encoder=encoder)
-    cases = ArrayStore.open(store).select(split=run.split, labelled=True)
+    result = finetune(json.loads(run.recipe), store=store.path, out=folder, encoder=encoder)
+    cases = store.select(split=run.split, labelled=True)
     table = score_stored(result.bundle, cases, nsd_tolerance_mm=run.nsd_tolerance_mm)
     for name in ("trial", "seed", "budget", "arm"):
         table.insert(0, name, getattr(run, name))
     atomic_write(done, table.to_csv(index=False))
-    atomic_write(mark, stamp.hexdigest())
+    atomic_write(mark, stamp)
     return table
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _grid(results: pd.DataFrame, arm: str, budget: int) -> pd.DataFrame:
@@ -306,11 +314,11 @@ def _summarise(results: pd.DataFrame, plan: StudyConfig) -> pd.DataFrame:
         for budget in sorted(results["budget"].unique()):
             interval = _mean(_grid(results, arm, budget))
             part = results[(results["arm"] == arm) & (results["budget"] == budget)]
-            by_label = part.groupby("label")["dice"].mean()
             rows.append(
                 {
                     "arm": arm, "labelled_subjects": budget, "dice": interval.mean, "low": interval.low,
-                    "high": interval.high, **{f"dice_{label}": value for label, value in by_label.items()},
+                    "high": interval.high,
+                    **{f"dice_{label}": dice for label, dice in part.groupby("label")["dice"].mean().items()},
                     "nsd": part["nsd"].mean(), "hd95_mm": part["hd95_mm"].mean(),
                     "missed": int((part["presence"] == "missed").sum()),
                 }

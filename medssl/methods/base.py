@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -57,6 +57,14 @@ class Method(Trainable):
     @abstractmethod
     def view_sampler(self) -> ViewSampler:
         """What cuts the named arrays of one sample from a case."""
+
+    def bundle_modules(self) -> Mapping[str, nn.Module]:
+        """What outlives pretraining: the encoder, and a decoder where the method trains one that a task can take."""
+        return {"encoder": self.encoder}
+
+    def decoder_config(self) -> dict[str, Any] | None:
+        """Arguments that build the decoder of :meth:`bundle_modules` again; None if there is none."""
+        return None
 
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Pairs of student and teacher; teachers hold no gradient and stay in eval mode."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -35,6 +35,7 @@ class Config(BaseConfig):
         learned_token: Fill hidden voxels with a learned value a channel in place of 0, the mean of a z-scored image.
         normalise_target: Rebuild blocks of mean 0 and variance 1, so that local contrast counts.
         decoder_width: Channels of the decoder, finest first; by default half of the encoder's, 8 at full resolution.
+            With those of the segmentation decoder, fine-tuning can start from this one.
         augment: ``{preset: ...}`` or a list of augments.
     """
 
@@ -95,6 +96,14 @@ class MAE(Method):
                 skip_image_channels=encoder.in_channels,
             )
         self.token = nn.Parameter(torch.zeros(encoder.in_channels)) if config.learned_token else None
+
+    def bundle_modules(self) -> Mapping[str, nn.Module]:
+        """Encoder and decoder; a task with a decoder of the same form goes on with both."""
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+    def decoder_config(self) -> dict[str, Any]:
+        """Arguments that build the decoder again."""
+        return self.decoder.config
 
     def view_sampler(self) -> RandomCrop:
         """One crop a sample."""

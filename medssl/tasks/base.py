@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medssl.augment.base import Pipeline
 from medssl.nn.backbone import Backbone
+from medssl.nn.bundle import Bundle
 from medssl.trainable import Trainable
 from medssl.views import ViewSampler
 
@@ -39,6 +40,10 @@ class Task(Trainable):
     @abstractmethod
     def decoder_config(self) -> dict[str, Any]:
         """What the passport needs beside the encoder's config to build the network again."""
+
+    def take_decoder(self, bundle: Bundle) -> str:  # noqa: ARG002  a task without a decoder takes none
+        """Start from the decoder of a pretrained bundle where it has one that fits; say what was done."""
+        return "none"
 
     @abstractmethod
     def bundle_modules(self) -> Mapping[str, nn.Module]:

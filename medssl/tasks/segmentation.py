@@ -22,6 +22,8 @@ from medssl.tasks.base import Task
 from medssl.trainable import Batch, Losses, ParamGroup, Progress, split_decay
 from medssl.views import LabelledCrop
 
+_FREE_DECODER_KEYS = ("out_channels", "deep_supervision")  # these shape the last layers alone
+
 Mode = Literal["full", "frozen", "warmup_then_full", "layer_decay"]
 
 
@@ -35,10 +37,12 @@ class DecoderConfig(configuration.Config):
     Args:
         width: Channels of each step, finest first; by default those of the encoder's levels.
         skip_image: Concatenate the image at full resolution where the encoder's finest level is coarser.
+        pretrained: Start from the bundle's decoder where it has one of the same form; the last layer is always new.
     """
 
     width: tuple[int, ...] | None = None
     skip_image: bool = True
+    pretrained: bool = True
 
 
 class Config(configuration.Config):
@@ -212,6 +216,17 @@ class Segmentation(Task):
     def decoder_config(self) -> dict[str, Any]:
         """Arguments that build the decoder again."""
         return dict(self.decoder.config)
+
+    def take_decoder(self, bundle: Bundle) -> str:
+        """Start all but the last layer from a pretrained decoder of the same form."""
+        theirs, mine = bundle.passport.decoder, self.decoder.config
+        if theirs is None or not self.config.decoder.pretrained:
+            return "random weights"
+        different = [key for key in mine if key not in _FREE_DECODER_KEYS and theirs.get(key) != mine[key]]
+        if different:
+            return f"random weights, for the bundle's differs in {', '.join(different)}"
+        load_into(self.decoder.steps, bundle.tensors, prefix="decoder.steps")
+        return "pretrained, with a new last layer"
 
     def bundle_modules(self) -> Mapping[str, nn.Module]:
         """``encoder`` and ``decoder``, as :meth:`Segmenter.from_bundle` looks for them."""

@@ -14,6 +14,8 @@ import typer
 
 from medssl.errors import ExitCode, MedSSLError
 
+_UsageFault: Any = typer.BadParameter.mro()[2]  # ClickException, of click or of the copy that newer typers carry
+
 app = typer.Typer(
     name="medssl",
     help="Self-supervised learning on medical images, from raw scans to a trusted segmentation. "
@@ -34,19 +36,24 @@ Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see the configs folde
 ResumeOption = Annotated[str, typer.Option("--resume", help="auto: go on where a stopped run stood; must; never.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from medssl import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings only.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[  # noqa: ARG001  its callback does the work
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     """Options that stand before the command."""
-    if version:
-        from medssl import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
     ctx.obj = {"debug": debug}
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(levelname)s %(message)s")
 
@@ -195,11 +202,12 @@ def study(
 def demo(
     out: Out = Path("medssl-demo"),
     seed: Annotated[int, typer.Option(help="Of the phantoms and of every run.")] = 0,
+    dry_run: DryRun = False,
 ) -> None:
     """Run the whole path, tiny, on generated phantoms, and say where each result lies."""
     from medssl.quickstart import demo as run
 
-    for name, path in run(out, seed=seed).items():
+    for name, path in run(out, seed=seed, dry_run=dry_run).items():
         typer.echo(f"{name:<12} {path}")
 
 
@@ -216,18 +224,16 @@ def run_guarded(command: Callable[[], Any], *, debug: bool = False) -> int:
         command: Called without arguments; an integer that it returns is the exit code.
         debug: Let the traceback through.
     """
-    import click
-
     try:
         result = command()
     except MedSSLError as error:
         if debug:
             raise
         return _say(f"{error.code}: {error.message}", error.exit_code)
-    except click.ClickException as error:
+    except _UsageFault as error:
         error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        return int(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         return _say(
             "E_STOPPED: stopped by Ctrl-C. The same command goes on where this one stood.", ExitCode.INTERRUPTED
         )

@@ -42,17 +42,25 @@ STUDY: dict[str, Any] = {
 }
 
 
-def demo(out: Path, *, seed: int = 0, steps_share: float = 1.0) -> dict[str, Path]:
+def demo(out: Path, *, seed: int = 0, steps_share: float = 1.0, dry_run: bool = False) -> dict[str, Path]:
     """Scan, prepare, pretrain, fine-tune, predict, evaluate, study and report on phantoms.
 
     Args:
         out: Folder for everything that is made; an earlier demo there goes on where it stood.
         seed: Of the phantoms and of every run.
         steps_share: Share of the training steps, for a quicker look.
+        dry_run: Say where everything would lie, and write nothing.
 
     Returns:
         What was written, by name.
     """
+    places = {
+        "scans": out / "scans", "cohort": out / "cohort.csv", "store": out / "store",
+        "encoder": out / "voco" / "bundle", "model": out / "segment" / "bundle", "predictions": out / "predictions", "metrics": out / "metrics",
+        "study": out / "study" / "report.html", "report": out / "report.html",
+    }  # fmt: skip
+    if dry_run:
+        return places
     data = write_phantoms(out / "scans", num_subjects=24, num_labelled=16, seed=seed)
     cohort = scan(data, out / "cohort.csv", config=ScanConfig.parse({"modality": "MR", "seed": seed})).path
     store = out / "store"
@@ -81,11 +89,8 @@ def demo(out: Path, *, seed: int = 0, steps_share: float = 1.0) -> dict[str, Pat
         ),
         Section("Does pretraining help?", findings.sentences),
     ]
-    report = write_report(out / "report.html", "medssl demo", sections=sections)
-    return {
-        "scans": data, "cohort": cohort, "store": store, "encoder": voco.bundle, "model": model.bundle,
-        "predictions": out / "predictions", "metrics": out / "metrics", "study": findings.report, "report": report,
-    }  # fmt: skip
+    write_report(places["report"], "medssl demo", sections=sections)
+    return places
 
 
 def _shortened(recipe: dict[str, Any], share: float) -> dict[str, Any]:

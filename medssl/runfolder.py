@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import math
 import os
@@ -21,24 +23,49 @@ from medssl.errors import EnvironmentFaultError, LockedError
 _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
 _FORMER = ".former-"
+_MOST_SUFFIX = 16
+_FOREIGN_SECONDS = 86_400
+
+_FULL = ("E_DISK_FULL", "no space left", "Free space there and run the same command again.")
+_FORBIDDEN = ("E_PERMISSION", "no permission", "Choose a folder that you may write.")
+_NOT_A_FOLDER = ("E_NOT_A_FOLDER", "a file lies where a folder is needed", "Choose another output name.")
+_BROKEN = ("E_DISK", "the disk or its connection failed", "Mend it and run the same command again.")
+_FAULTS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: _FORBIDDEN,
+    errno.ENOTDIR: _NOT_A_FOLDER,
+    errno.EEXIST: _NOT_A_FOLDER,
+    errno.ENAMETOOLONG: ("E_NAME", "the name is too long for this disk", "Choose a shorter one."),
+    errno.EIO: _BROKEN,
+    errno.ESTALE: _BROKEN,
+}
+_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def environment_faults(path: Path, doing: str) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one sentence and exit code 5."""
+    """Turn a fault of the disk, its permissions or its names into one sentence and exit code 5."""
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise EnvironmentFaultError(
-                f"{path}: no space left while {doing}. Free space there and run the same command again.",
-                code="E_DISK_FULL",
-            ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise EnvironmentFaultError(
-                f"{path}: no permission while {doing}. Choose a folder that you may write.", code="E_PERMISSION"
-            ) from error
-        raise
+        if error.errno not in _FAULTS:
+            raise
+        code, what, remedy = _FAULTS[error.errno]
+        raise EnvironmentFaultError(f"{path}: {what} while {doing}. {remedy}", code=code) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        EnvironmentFaultError: if a file lies in its place or the disk forbids it.
+    """
+    with environment_faults(path, "making the folder"):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -56,13 +83,14 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that becomes ``path`` when the block ends well.
 
-    The temporary name keeps the suffixes of ``path``, since writers choose a format by them. It may become a
-    file or a folder. With ``replace=False`` an existing target wins: the temporary is dropped.
+    The temporary name keeps the end of the suffixes of ``path``, since writers choose a format by them, and no more,
+    since names end at 255 bytes. It may become a file or a folder. With ``replace=False`` an existing target wins: the temporary is dropped.
 
     Raises:
         EnvironmentFaultError: if the disk is full or the folder may not be written; nothing is left behind.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    kept = "".join(path.suffixes[-2:])[-_MOST_SUFFIX:]
+    temporary = path.with_name(f"{_TEMPORARY}{_place()}-{os.getpid()}-{secrets.token_hex(4)}{kept}")
     with environment_faults(path, "writing"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,18 +128,17 @@ def remove(path: Path) -> None:
 def remove_stale(folder: Path) -> int:
     """Delete temporary files of dead processes in ``folder``; return how many.
 
-    A folder whose replacement was cut short between two renames is put back first.
+    Those of another machine, or of processes that this one cannot see, go when they are older than a day. A folder
+    whose replacement was cut short between two renames is put back first.
     """
     removed = 0
     for former in folder.glob(f"{_FORMER}*"):
-        target = former.with_name(former.name.removeprefix(_FORMER))
-        if target.exists():
-            remove(former)
-        else:
-            former.rename(target)
+        for old in former.iterdir():
+            if not (folder / old.name).exists():
+                old.rename(folder / old.name)
+        remove(former)
     for path in folder.glob(f"{_TEMPORARY}*"):
-        owner = path.name.removeprefix(_TEMPORARY).partition("-")[0]
-        if not owner.isdigit() or not _alive(int(owner)):
+        if _is_stale(path):
             remove(path)
             removed += 1
     return removed
@@ -130,21 +157,19 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.journal = Journal(path / "journal.jsonl")
+        self._handle = -1
 
     def __enter__(self) -> Self:
-        with environment_faults(self.path, "making the folder"):
-            if self.path.exists() and not self.path.is_dir():
-                raise EnvironmentFaultError(
-                    f"{self.path}: is a file; a folder is needed. Choose another output name.", code="E_NOT_A_FOLDER"
-                )
-            self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
+        with environment_faults(self.path, "locking the folder"):
+            self._handle = self._lock()
             remove_stale(self.path)
-            self._lock()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.journal.close()
         (self.path / _LOCK).unlink(missing_ok=True)
+        os.close(self._handle)
 
     def write_recipe(self, recipe: Mapping[str, Any], *, name: str = "recipe.yaml") -> Path:
         """Write the resolved recipe before the work begins."""
@@ -152,25 +177,25 @@ class RunFolder:
         atomic_write(path, dump_yaml(recipe))
         return path
 
-    def _lock(self) -> None:
-        lock = self.path / _LOCK
-        mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "start": time.time()})
-        for _ in range(2):
-            try:
-                handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
-                holder = _holder(lock)
-                if holder is not None:
-                    raise LockedError(
-                        f"{self.path}: held by process {holder['pid']} on {holder['host']}. "
-                        "Wait for it, stop it, or choose another folder."
-                    ) from None
-                lock.unlink(missing_ok=True)
-                continue
-            with os.fdopen(handle, "w") as file:
-                file.write(mine)
-            return
-        raise LockedError(f"{self.path}: another run took the folder at this moment. Choose another folder.")
+    def _lock(self) -> int:
+        """Handle of the lock file, held by ``flock``, which the kernel frees when this process ends."""
+        path = self.path / _LOCK
+        while True:
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            holder = _holder(path, handle)
+            if holder is not None:
+                os.close(handle)
+                raise LockedError(
+                    f"{self.path}: held by process {holder['pid']} on {holder['host']}. Wait for it, stop it, or "
+                    f"choose another folder; if that machine is gone, delete {_LOCK} there."
+                )
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                break
+            os.close(handle)  # its last holder removed the file between the opening and the lock
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot(), "start": time.time()}
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(mine).encode())
+        return handle
 
 
 class Journal:
@@ -238,35 +263,71 @@ def _place_folder(temporary: Path, path: Path, *, replace: bool) -> None:
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise
         if replace:
-            old = path.with_name(f"{_FORMER}{path.name}")
-            remove(old)
-            path.rename(old)
+            former = path.with_name(f"{_FORMER}{secrets.token_hex(4)}")
+            former.mkdir()
+            path.rename(former / path.name)
             temporary.rename(path)
-            remove(old)
+            remove(former)
 
 
-def _holder(lock: Path) -> dict[str, Any] | None:
-    """Who holds the lock, or None when that process is gone."""
+def _holder(path: Path, handle: int) -> dict[str, Any] | None:
+    """Who holds the lock; None when nobody does any more, and then this process holds it."""
+    is_held = False
     try:
-        holder: dict[str, Any] = json.loads(lock.read_text())
-        pid = int(holder["pid"])
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_held = True
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        is_held = _told(path)["boot"] == _boot() and _alive(_told(path)["pid"])
+    told = _told(path)
+    # the kernel answers for its own processes; a lock of another machine may be invisible from here
+    is_foreign = told["host"] not in {"", socket.gethostname()} and told["boot"] != _boot()
+    return told if is_held or is_foreign else None
+
+
+def _told(lock: Path) -> dict[str, Any]:
+    """What the lock file says of its holder."""
+    try:
+        told = json.loads(lock.read_text())
+        return {"host": str(told["host"]), "pid": int(told["pid"]), "boot": str(told["boot"])}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if holder.get("host") != socket.gethostname():
-        return holder
-    if holder.get("boot") != _boot() or not _alive(pid):
-        return None
-    return holder
+        return {"host": "", "pid": 0, "boot": ""}
+
+
+def _place() -> str:
+    """Short name of the machine, since it started, and of the processes that this one can see there."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {_boot()} {namespace}".encode()).hexdigest()[:12]
+
+
+def _is_stale(temporary: Path) -> bool:
+    place, _, rest = temporary.name.removeprefix(_TEMPORARY).partition("-")
+    pid = rest.partition("-")[0]
+    if place == _place() and pid.isdigit():
+        return not _alive(int(pid))
+    try:
+        return time.time() - temporary.lstat().st_mtime > _FOREIGN_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that has ended and waits for its parent does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
 
 
 def _boot() -> str:

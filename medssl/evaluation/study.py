@@ -1,8 +1,9 @@
 """Does pretraining help on these data? Pretrained arms against the from-scratch twin at several label budgets.
 
 Every arm gets the same fine-tuning recipe, the same label subsets, the same seeds and the same number of trials; the
-only difference is where the encoder's weights come from. Trials are chosen on the validation split; the test split is
-scored once a run, on the grid of the source, and every comparison is paired: same subject, same labels, same seed.
+only difference is which weights an arm starts from: none, an encoder's, or an encoder's and a decoder's. Trials are
+chosen on the validation split; the test split is scored once a run, on the grid of the source, and every comparison is
+paired: same subject, same labels, same seed.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ class ArmConfig(Config):
 
     Args:
         bundle: Folder of a pretrained bundle.
-        pretrain: Recipe to pretrain one with, once, inside the study's folder.
+        pretrain: Recipe to pretrain one with, once, inside the study's folder; arms with the same recipe share it.
+        decoder: Start from the bundle's decoder too, where the method trains one.
     """
 
     bundle: str | None = None
     pretrain: str | None = None
+    decoder: bool = False
 
     @model_validator(mode="after")
     def _one_source(self) -> ArmConfig:
@@ -156,7 +159,7 @@ def study(
         return StudyResult((f"would run {sizes}",), out / "report.html", pd.DataFrame(), pd.DataFrame())
     with RunFolder(out) as run:
         run.write_recipe({**plan.to_dict(), "finetune": recipe})
-        encoders = {name: _encoder(name, arm, home, store=store, out=out) for name, arm in plan.arms.items()}
+        encoders = {name: _encoder(arm, home, store=store, out=out) for name, arm in plan.arms.items()}
         make = _Runs(plan, recipe, store, out, encoders)
         chosen = _tune(plan, make, budgets, run)
         runs = [
@@ -184,7 +187,7 @@ class _Runs:
         self._plan, self._recipe, self._store, self._out, self._encoders = plan, recipe, store, out, encoders
 
     def __call__(self, arm: str, budget: int, seed: int, *, trial: int, split: Literal["val", "test"]) -> _Run:
-        recipe = apply_overrides(self._recipe, self._plan.trials[trial])
+        recipe = _arm_recipe(self._recipe, self._plan.trials[trial], self._plan.arms[arm])
         recipe = {**recipe, "seed": seed, "num_labelled": budget, "label_draw": seed}
         encoder = self._encoders[arm]
         return _Run(
@@ -210,6 +213,10 @@ def _budgets(plan: StudyConfig, store: Path) -> tuple[int, ...]:
     return budgets
 
 
+def _arm_recipe(recipe: Mapping[str, Any], trial: Iterable[str], arm: ArmConfig) -> dict[str, Any]:
+    return apply_overrides(recipe, [*trial, f"task.decoder.pretrained={str(arm.decoder).lower()}"])
+
+
 def _check_arm(
     arm: ArmConfig, trials: Iterable[Iterable[str]], recipe: Mapping[str, Any], home: Path, *, store: Path
 ) -> None:
@@ -218,14 +225,15 @@ def _check_arm(
         pretrain(home / arm.pretrain, store=store, out=Path(), dry_run=True)
     encoder = None if arm.bundle is None else home / arm.bundle
     for trial in trials:
-        finetune(recipe, store=store, out=Path(), encoder=encoder, overrides=trial, dry_run=True)
+        tried = _arm_recipe(recipe, trial, arm) if encoder else apply_overrides(recipe, trial)
+        finetune(tried, store=store, out=Path(), encoder=encoder, dry_run=True)
 
 
-def _encoder(name: str, arm: ArmConfig, home: Path, *, store: Path, out: Path) -> Path | None:
+def _encoder(arm: ArmConfig, home: Path, *, store: Path, out: Path) -> Path | None:
     if arm.bundle is not None:
         return home / arm.bundle
     if arm.pretrain is not None:
-        return pretrain(home / arm.pretrain, store=store, out=out / "pretrain" / name).bundle
+        return pretrain(home / arm.pretrain, store=store, out=out / "pretrain" / Path(arm.pretrain).stem).bundle
     return None
 
 

@@ -33,7 +33,7 @@ class Method(Trainable):
 
     Args:
         config: The file's ``Config``.
-        encoder: The backbone to train; all else that the method holds is dropped after pretraining.
+        encoder: The backbone to train; of the rest only what ``bundle_modules`` names outlives pretraining.
         seed: Of the first weights of the method's own heads.
         spacing_mm: Voxel size of the crops, for augments that are given in mm; 1 mm by default.
     """

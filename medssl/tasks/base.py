@@ -42,7 +42,7 @@ class Task(Trainable):
         """What the passport needs beside the encoder's config to build the network again."""
 
     def take_decoder(self, bundle: Bundle) -> str:  # noqa: ARG002  a task without a decoder takes none
-        """Start from the decoder of a pretrained bundle where it has one that fits; say what was done."""
+        """Start from the decoder of a pretrained bundle if the configuration asks for it; say what was done."""
         return "none"
 
     @abstractmethod

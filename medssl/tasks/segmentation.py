@@ -37,12 +37,13 @@ class DecoderConfig(configuration.Config):
     Args:
         width: Channels of each step, finest first; by default those of the encoder's levels.
         skip_image: Concatenate the image at full resolution where the encoder's finest level is coarser.
-        pretrained: Start from the bundle's decoder where it has one of the same form; the last layer is always new.
+        pretrained: Start from the bundle's decoder too, all but the last layer; it must have the same form. Without a
+            bundle it makes no difference.
     """
 
     width: tuple[int, ...] | None = None
     skip_image: bool = True
-    pretrained: bool = True
+    pretrained: bool = False
 
 
 class Config(configuration.Config):
@@ -218,13 +219,22 @@ class Segmentation(Task):
         return dict(self.decoder.config)
 
     def take_decoder(self, bundle: Bundle) -> str:
-        """Start all but the last layer from a pretrained decoder of the same form."""
-        theirs, mine = bundle.passport.decoder, self.decoder.config
-        if theirs is None or not self.config.decoder.pretrained:
+        """Start all but the last layer from a pretrained decoder of the same form, if the configuration asks for it.
+
+        Raises:
+            CheckpointError: if it is asked for, and the bundle has no decoder or one of another form.
+        """
+        if not self.config.decoder.pretrained:
             return "random weights"
+        theirs, mine = bundle.passport.decoder or {}, self.decoder.config
         different = [key for key in mine if key not in _FREE_DECODER_KEYS and theirs.get(key) != mine[key]]
         if different:
-            return f"random weights, for the bundle's differs in {', '.join(different)}"
+            found = f"one with another {', '.join(different)}" if theirs else "none"
+            raise CheckpointError(
+                f"{bundle.folder}: task.decoder.pretrained asks for a decoder of the task's form, the bundle has "
+                f"{found}. Give method and task the same decoder width, or set task.decoder.pretrained=false.",
+                code="E_CONTRACT",
+            )
         load_into(self.decoder.steps, bundle.tensors, prefix="decoder.steps")
         return "pretrained, with a new last layer"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,26 @@ def test_a_bundle_without_a_segmentation_model_is_refused(tmp_path: Path, change
     with pytest.raises(CheckpointError, match="one that medssl finetune left is needed") as error:
         Segmenter.from_bundle(load_bundle(tmp_path / "bundle"))
     assert error.value.code == "E_CONTRACT"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_pretrained_decoder_is_taken_only_when_asked_for(tmp_path: Path, asked: bool) -> None:
+    giver, taker = task(seed=1), task(seed=2, decoder={"pretrained": asked})
+    save_bundle(tmp_path / "bundle", giver.bundle_modules(), passport(giver))
+    taker.take_decoder(load_bundle(tmp_path / "bundle"))
+    steps = zip(giver.decoder.steps.parameters(), taker.decoder.steps.parameters(), strict=True)
+    same = [torch.equal(a, b) for a, b in steps]
+    assert all(same) if asked else not all(same)
+    heads = zip(giver.decoder.heads.parameters(), taker.decoder.heads.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in heads)
+
+
+@pytest.mark.parametrize(("decoder", "found"), [(None, "has none"), ({"width": [8, 8, 8]}, "another")])
+def test_a_decoder_that_is_asked_for_and_does_not_fit_is_refused(tmp_path: Path, decoder: object, found: str) -> None:
+    giver = task(seed=1)
+    save_bundle(tmp_path / "bundle", giver.bundle_modules(), passport(giver))
+    bundle = load_bundle(tmp_path / "bundle")
+    theirs = None if decoder is None else {**(bundle.passport.decoder or {}), "width": [1, 1, 1]}
+    bundle = replace(bundle, passport=bundle.passport.model_copy(update={"decoder": theirs}))
+    with pytest.raises(CheckpointError, match=found.removeprefix("has ")):
+        task(decoder={"pretrained": True}).take_decoder(bundle)

@@ -38,7 +38,9 @@ def main() -> None:
         folder = Path(name)
         path = folder / "ct.nii.gz"
         nib.save(nib.Nifti1Image(ct_like(), np.diag([0.8, 0.8, 2.0, 1.0])), path)
-        Cohort([Case(case_id="ct", subject_id="ct", image=str(path), modality="CT", split="train")]).to_csv(folder / "c.csv")
+        Cohort([Case(case_id="ct", subject_id="ct", image=str(path), modality="CT", split="train")]).to_csv(
+            folder / "c.csv"
+        )
         config = PrepareConfig.parse({"modality": "CT", "intensity": {"mode": "hu"}})
         result = prepare(config, cohort=folder / "c.csv", out=folder / "store", workers=1)
         assert result.store is not None

@@ -152,12 +152,21 @@ def predict(
     out: Out,
     overlap: Annotated[float, typer.Option(help="Share by which neighbouring windows overlap, in [0, 0.9].")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    xform: Annotated[str | None, typer.Option(help="Where two NIfTI transforms disagree: sform or qform.")] = None,
+    assume_spacing: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Voxel size in mm of scans that state none.")
+    ] = None,
+    overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write one label map a scan, on the scan's own grid."""
+    from medssl.config import apply_overrides
+    from medssl.evaluation.predict import PredictConfig
     from medssl.evaluation.predict import predict as run
 
-    result = run(bundle, scans, out=out, overlap=overlap, device=device, dry_run=dry_run)
+    given = {"overlap": overlap, "xform": xform, "assume_spacing_mm": assume_spacing}
+    config = PredictConfig.parse(apply_overrides(given, overrides or []), source="predict options")
+    result = run(bundle, scans, out=out, device=device, dry_run=dry_run, **config.model_dump())
     _close(result.ledger, "label maps", out, dry_run=dry_run)
 
 

@@ -36,9 +36,9 @@ SEGMENT: dict[str, Any] = {
     "train": {"steps": 150, "batch_size": 4, "lr": 4e-3, "warmup_steps": 10, "check_every": 150, "log_every": 10},
 }
 STUDY: dict[str, Any] = {
-    "finetune": {**SEGMENT, "train": {**SEGMENT["train"], "steps": 60}},
+    "finetune": {**SEGMENT, "train": {**SEGMENT["train"], "steps": 40}},
     "budgets": [2, "all"],
-    "seeds": [0, 1],
+    "seeds": [0, 1, 2],
 }
 
 
@@ -54,11 +54,11 @@ def demo(out: Path, *, seed: int = 0, steps_share: float = 1.0, dry_run: bool = 
     Returns:
         What was written, by name.
     """
-    places = {
-        "scans": out / "scans", "cohort": out / "cohort.csv", "store": out / "store",
-        "encoder": out / "voco" / "bundle", "model": out / "segment" / "bundle", "predictions": out / "predictions", "metrics": out / "metrics",
-        "study": out / "study" / "report.html", "report": out / "report.html",
+    names = {
+        "scans": "scans", "cohort": "cohort.csv", "store": "store", "encoder": "voco/bundle", "model": "segment/bundle",
+        "predictions": "predictions", "metrics": "metrics", "study": "study/report.html", "report": "report.html",
     }  # fmt: skip
+    places = {name: out / place for name, place in names.items()}
     if dry_run:
         return places
     data = write_phantoms(out / "scans", num_subjects=24, num_labelled=16, seed=seed)

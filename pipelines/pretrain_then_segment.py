@@ -12,6 +12,7 @@ from pathlib import Path
 
 import medssl
 from medssl.data.scan import ScanConfig
+from medssl.evaluation.assess import EvaluateConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -49,8 +50,8 @@ def main() -> None:
     # 5. Label the test scans, each on its own grid, and compare with the reference.
     test = medssl.Cohort.from_csv(found.path).select(split="test", labelled=True)
     medssl.predict(model.bundle, [Path(case.image) for case in test], out=out / "predictions")
-    labels = {case.case_id: Path(case.label) for case in test if case.label}
-    scores = medssl.evaluate(out / "predictions", labels, out=out / "metrics")
+    held_out = EvaluateConfig(split="test")
+    scores = medssl.evaluate(out / "predictions", found.path, out=out / "metrics", config=held_out)
     print("\n".join(scores.sentences()))
 
 

@@ -218,7 +218,9 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(tmp_path: Path, m
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-999999999-abcd-step_00000002").mkdir()
+    left = tmp_path / ".tmp-0123456789ab-999999999-abcd"
+    left.mkdir()
+    os.utime(left, (0, 0))
     CheckpointStore(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError, ReadError
 from medssl.evaluation import assess as module
 from medssl.evaluation.assess import EvaluateConfig, evaluate, summarise
 from medssl.evaluation.statistics import cluster_bootstrap
+from medssl.io import read_volume
 from medssl.ledger import Outcome
 
 SPACING = (1.0, 2.0, 3.0)
@@ -143,6 +146,85 @@ def test_maps_without_any_structure_ask_for_label_values(tmp_path: Path) -> None
 def test_one_subject_has_a_mean_without_an_interval(tmp_path: Path) -> None:
     result = evaluate(*folders(tmp_path, {"a": (box(2, 8), box(2, 8))}), out=tmp_path / "out")
     assert "Dice 1.000, surface Dice 1.000, HD95 0.00 mm over 1 cases of 1 subjects" in result.sentences()[0]
+
+
+def test_references_without_a_prediction_are_counted_in_a_sentence(tmp_path: Path) -> None:
+    pairs = {"a": (box(2, 8), box(2, 8)), "b": (None, box(2, 8)), "c": (None, box(2, 8))}
+    result = evaluate(*folders(tmp_path, pairs), out=tmp_path / "out")
+    assert "2 references have no prediction and are in no number above." in result.sentences()
+
+
+def test_predicted_values_that_were_not_asked_for_are_counted_in_a_sentence(tmp_path: Path) -> None:
+    pairs = {"a": (box(2, 8) + box(12, 16, value=3), box(2, 8)), "b": (box(2, 8), box(2, 8))}
+    config = EvaluateConfig(label_values=(1,))
+    result = evaluate(*folders(tmp_path, pairs), out=tmp_path / "out", config=config)
+    assert [(entry.item, entry.code) for entry in result.ledger] == [("a", "W_LABEL_SET"), ("b", "")]
+    assert result.sentences()[-1].startswith("1 predictions hold label values that were not asked for")
+
+
+def test_pictures_without_a_voxel_size_are_compared_by_overlap_alone(tmp_path: Path) -> None:
+    for folder, rows in (("predictions", (1, 5)), ("labels", (1, 7))):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            pixels = np.zeros((12, 10), np.uint8)
+            pixels[rows[0] : rows[1], 2:8] = 1
+            pixels[9:11, 2:8] = 2 * (name == "b")
+            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
+    options = {"predictions": tmp_path / "predictions", "labels": tmp_path / "labels", "out": tmp_path / "out"}
+    result = evaluate(**options)
+    assert result.cases is not None
+    assert result.summary is not None
+    row = result.cases[result.cases["label"] == 1].iloc[0]
+    assert row["dice"] == pytest.approx(2 * 24 / (24 + 36))
+    assert row[["nsd", "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml"]].isna().all()
+    assert result.summary[result.summary["metric"] != "dice"]["mean"].isna().all()
+    assert "surface Dice not measured, HD95 not measured over 2 cases" in result.sentences()[0]
+    assert result.sentences()[-1].startswith("2 cases state no voxel size")
+    measured = evaluate(**options, config=EvaluateConfig(assume_spacing_mm=(0.5, 0.5, 1.0)))
+    assert measured.cases is not None
+    assert measured.cases[measured.cases["label"] == 1].iloc[0]["hd_mm"] == pytest.approx(1.0)
+
+
+def test_one_of_two_transforms_may_be_chosen(tmp_path: Path) -> None:
+    for folder in ("predictions", "labels"):
+        (tmp_path / folder).mkdir()
+        image = nibabel.Nifti1Image(box(2, 8), np.eye(4))
+        moved = np.eye(4)
+        moved[0, 3] = 5
+        image.set_sform(np.eye(4), 1)
+        image.set_qform(moved, 1)
+        nibabel.save(image, tmp_path / folder / "a.nii.gz")
+    options = {"predictions": tmp_path / "predictions", "labels": tmp_path / "labels", "out": tmp_path / "out"}
+    with pytest.raises(NoInputError):
+        evaluate(**options)
+    assert evaluate(**options, config=EvaluateConfig(xform="sform")).ledger.counts()["rejected"] == 0
+
+
+@pytest.mark.parametrize(("fault", "code"), [(MemoryError, "E_MEMORY"), (ZeroDivisionError, "E_UNEXPECTED")])
+def test_whatever_happens_to_one_case_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception], code: str
+) -> None:
+    def fail_on_b(path: Path, **options: Any) -> Any:
+        if path.name == "b.nii.gz":
+            raise fault
+        return read_volume(path, **options)
+
+    monkeypatch.setattr(module, "read_volume", fail_on_b)
+    pairs = {name: (box(2, 8), box(2, 8)) for name in "abc"}
+    result = evaluate(*folders(tmp_path, pairs), out=tmp_path / "out")
+    assert [(entry.item, entry.code) for entry in result.ledger] == [("a", ""), ("b", code), ("c", "")]
+
+
+def test_a_prediction_named_as_the_images_of_two_cases_is_refused(tmp_path: Path) -> None:
+    rows = ["case_id,subject_id,image,label"]
+    for index, person in enumerate(("P1", "P2")):
+        save(tmp_path / "raw" / person / "label.nii.gz", box(2 + index, 8))
+        rows.append(f"{person}_t1,{person},raw/{person}/t1.nii.gz,raw/{person}/label.nii.gz")
+    (tmp_path / "cohort.csv").write_text("\n".join(rows) + "\n")
+    save(tmp_path / "predictions" / "t1.nii.gz", box(3, 8))
+    with pytest.raises(CaseError, match="2 cases have an image of this name") as error:
+        evaluate(tmp_path / "predictions", tmp_path / "cohort.csv", out=tmp_path / "out")
+    assert error.value.code == "E_NAME_CLASH"
 
 
 def test_bad_pairs_are_refused_and_the_others_go_on(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from medssl.cli import app, run_guarded
 from medssl.config import load_yaml
 from medssl.data.prepare import PrepareConfig, prepare
 from medssl.errors import CheckpointError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError
@@ -279,10 +281,122 @@ def test_short_memory_tries_single_windows_and_then_ends_with_a_sentence(
     monkeypatch.setattr(module, "load_network", lambda loaded, *, device: run)
     assert len(predict(model, scan, out=tmp_path / "out", batch=4).outputs) == 1
     limit[0] = 0
-    with pytest.raises(EnvironmentFaultError, match="out of memory") as error:
-        predict(model, scan, out=tmp_path / "other", batch=4)
-    assert error.value.exit_code is ExitCode.ENVIRONMENT
+    (entry,) = predict(model, scan, out=tmp_path / "other", batch=4).ledger
+    assert (entry.code, entry.outcome) == ("E_MEMORY", Outcome.REJECTED)
+    assert "out of memory" in entry.reason
     assert not list((tmp_path / "other").glob("*.nii.gz"))
+
+
+@pytest.mark.parametrize(("fault", "code"), [(MemoryError, "E_MEMORY"), (ZeroDivisionError, "E_UNEXPECTED")])
+def test_whatever_happens_to_one_scan_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oracle: list[int], fault: type[Exception], code: str
+) -> None:
+    segment = module.segment_volume
+
+    def fail_on_the_large(volume: Any, *arguments: Any, **options: Any) -> Any:
+        if volume.geometry.shape[0] > 10:
+            raise fault
+        return segment(volume, *arguments, **options)
+
+    monkeypatch.setattr(module, "segment_volume", fail_on_the_large)
+    save_scan(tmp_path / "scans" / "a.nii.gz", shape=(12, 9, 8))
+    save_scan(tmp_path / "scans" / "b.nii.gz")
+    result = predict(bundle(tmp_path / "bundle"), tmp_path / "scans", out=tmp_path / "out")
+    assert [(entry.item, entry.code) for entry in result.ledger] == [("a.nii.gz", code), ("b.nii.gz", "")]
+    assert result.ledger.exit_code() is ExitCode.SOME_REJECTED
+
+
+def test_links_pipes_and_names_that_are_too_long_are_booked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oracle: list[int]
+) -> None:
+    scans = tmp_path / "scans"
+    save_scan(scans / "a.nii.gz")
+    save_scan(tmp_path / "far" / "b.nii.gz")
+    save_scan(scans / f"{'n' * 250}.nii")
+    (scans / "more").symlink_to(tmp_path / "far")
+    (scans / "dangling.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    os.mkfifo(scans / "pipe.nii.gz")
+    (scans / "shut").mkdir()
+    scandir = os.scandir
+
+    def forbid(path: Any) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    result = predict(bundle(tmp_path / "bundle"), scans, out=tmp_path / "out")
+    assert {entry.item[:20]: entry.code for entry in result.ledger} == {
+        "a.nii.gz": "",
+        "more": "E_LINK",
+        "dangling.nii.gz": "E_READ",
+        "pipe.nii.gz": "E_NOT_REGULAR",
+        "shut": "E_PERMISSION",
+        "n" * 20: "E_NAME",
+    }
+
+
+def test_a_map_of_an_earlier_bundle_goes_when_its_scan_is_refused_now(tmp_path: Path, oracle: list[int]) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    for name in ("a", "b"):
+        save_scan(scans / f"{name}.nii.gz", seed=ord(name))
+    predict(bundle(tmp_path / "one"), scans, out=out)
+    (out / "b.nii.gz").write_bytes(b"drawn by hand")
+    for name in ("a", "b"):
+        (scans / f"{name}.nii.gz").write_bytes((scans / f"{name}.nii.gz").read_bytes()[:300])
+    save_scan(scans / "c.nii.gz")
+    two = bundle(tmp_path / "two", prepare={**PLAIN, "spacing_mm": [2.0, 2.0, 2.0]})
+    result = predict(two, scans, out=out)
+    assert result.ledger.counts()["rejected"] == 2
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["b.nii.gz", "c.nii.gz"]
+    assert (out / "b.nii.gz").read_bytes() == b"drawn by hand"
+
+
+def test_an_empty_label_map_is_made_again(tmp_path: Path, oracle: list[int]) -> None:
+    scan, model = save_scan(tmp_path / "a.nii.gz"), bundle(tmp_path / "bundle")
+    predict(model, scan, out=tmp_path / "out")
+    (tmp_path / "out" / "a.nii.gz").write_bytes(b"")
+    result = predict(model, scan, out=tmp_path / "out")
+    assert result.ledger.counts()["accepted"] == 1
+    assert (tmp_path / "out" / "a.nii.gz").stat().st_size > 0
+
+
+def test_an_mha_without_spacing_needs_one_said(tmp_path: Path, oracle: list[int]) -> None:
+    lines = (
+        "ObjectType = Image",
+        "NDims = 3",
+        "DimSize = 10 9 8",
+        "ElementType = MET_FLOAT",
+        "ElementDataFile = LOCAL",
+    )
+    voxels = np.random.default_rng(0).normal(size=(8, 9, 10)).astype("<f4").tobytes()
+    (tmp_path / "a.mha").write_bytes("".join(f"{line}\n" for line in lines).encode() + voxels)
+    model = bundle(tmp_path / "bundle", prepare={**PLAIN, "spacing_mm": [2.0, 2.0, 2.0]})
+    (entry,) = predict(model, tmp_path / "a.mha", out=tmp_path / "out").ledger
+    assert entry.code == "E_NO_SPACING"
+    result = predict(model, tmp_path / "a.mha", out=tmp_path / "out", assume_spacing_mm=(1.0, 1.0, 2.0))
+    assert result.ledger.counts()["rejected"] == 0
+
+
+def test_the_command_line_takes_every_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oracle: list[int]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def note(*_: Any, **options: Any) -> Any:
+        given.update(options)
+        return predict(*_, **options)
+
+    monkeypatch.setattr(module, "predict", note)
+    scan, model = save_scan(tmp_path / "a.nii.gz"), bundle(tmp_path / "bundle")
+    words = ["predict", model, scan, "-o", tmp_path / "out", "--xform", "qform", "--assume-spacing", "1", "1", "2.5"]
+    words += ["--set", "batch=3", "--set", "mirror_axes=[AP]", "--overlap", "0.25"]
+    assert run_guarded(lambda: app([str(word) for word in words], standalone_mode=False)) == 0
+    assert given == {
+        "out": tmp_path / "out", "device": "auto", "dry_run": False, "overlap": 0.25, "batch": 3,
+        "mirror_axes": ("AP",), "xform": "qform", "assume_spacing_mm": (1.0, 1.0, 2.5),
+    }  # fmt: skip
+    assert run_guarded(lambda: app([*map(str, words), "--set", "overlap=2"], standalone_mode=False)) == 2
 
 
 def test_a_full_disk_ends_the_command_and_leaves_no_half_file(

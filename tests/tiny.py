@@ -1,0 +1,35 @@
+"""Recipes that train in a second: the same networks and methods as the real ones, with less of everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BACKBONE: dict[str, Any] = {"name": "unet", "channels": [4, 8], "strides": [2, 2], "blocks": [1, 1]}
+
+SCAN: dict[str, Any] = {"modality": "MR", "fractions": {"train": 0.5, "val": 0.2, "test": 0.3}, "workers": 1}
+
+PREPARE: dict[str, Any] = {"modality": "MR", "spacing_mm": [1.5, 1.5, 1.5]}
+
+VOCO: dict[str, Any] = {
+    "backbone": BACKBONE,
+    "method": {"name": "voco", "grid": [2, 2, 2], "crop_voxels": [8, 8, 8], "num_targets": 2},
+    "train": {"steps": 20, "batch_size": 2, "lr": 2e-3, "warmup_steps": 2, "log_every": 5, "precision": "32"},
+    "checks": {"batches": 1, "crops_per_case": 4},
+}
+
+MAE: dict[str, Any] = {
+    **VOCO,
+    "method": {"name": "mae", "crop_voxels": [16, 16, 16], "block_voxels": [4, 4, 4], "augment": {"preset": "none"}},
+}
+
+SEGMENT: dict[str, Any] = {
+    "backbone": BACKBONE,
+    "task": {"name": "segmentation", "crop_voxels": [16, 16, 16], "augment": {"preset": "mr_light"}},
+    "train": {"steps": 20, "batch_size": 2, "lr": 4e-3, "warmup_steps": 2, "log_every": 5, "precision": "32"},
+    "checks": {"batches": 1},
+}
+
+
+def shorter(recipe: dict[str, Any], steps: int, **train: Any) -> dict[str, Any]:
+    """The recipe with so many steps."""
+    return {**recipe, "train": {**recipe["train"], "steps": steps, "warmup_steps": 0, "log_every": 1, **train}}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
 
 from medssl.data.loader import fixed_batches
 from medssl.data.store import StoredCase
@@ -41,7 +40,8 @@ class FrozenFeatures:
 
     Targets that cost nothing: the place of a crop in its volume (R², linear), and which octant of the volume it is in
     (accuracy, k nearest neighbours). Where cases have labels: the share of the crop that each structure fills (R²,
-    linear) and which structure, or none, fills most of it (accuracy, linear and k nearest neighbours).
+    linear) and which structure, or none, fills most of it (accuracy, linear and k nearest neighbours), beside which
+    ``structure_majority`` is the accuracy of always naming the most frequent one of the training crops.
 
     Args:
         fit_cases: Training cases.
@@ -122,7 +122,7 @@ class _Described:
 
     def __init__(self, method: Method, batches: Sequence[Batch]) -> None:
         device = next(method.parameters()).device
-        embedded = [method.embed(_as_seen(method, batch["image"].to(device))).float().cpu() for batch in batches]
+        embedded = [method.embed(batch["image"].to(device)).float().cpu() for batch in batches]
         self.features: Float32[np.ndarray, "n d"] = torch.cat(embedded).numpy()
         self.position: Float[np.ndarray, "n 3"] = torch.cat([batch["position"] for batch in batches]).numpy()
         self.shares: Float[np.ndarray, "n k"] = torch.cat([batch["shares"] for batch in batches]).numpy()
@@ -135,17 +135,12 @@ class _Described:
         return features, shares, most
 
 
-def _as_seen(method: Method, image: Tensor) -> Tensor:
-    """The image as the encoder sees it in training, less what is random."""
-    seen: Tensor = method.augment.normalise(image)
-    return seen
-
-
 def _label_scores(train: _Described, test: _Described) -> dict[str, float]:
     features, shares, most = train.only_labelled()
     test_features, test_shares, test_most = test.only_labelled()
     return {
         "share_r2": regression_probe(features, shares, test_features=test_features, test_targets=test_shares),
         "structure_linear": linear_probe(features, most, test_features=test_features, test_labels=test_most),
+        "structure_majority": float(np.mean(test_most == np.bincount(most).argmax())),
         "structure_knn": knn_probe(features, most, test_features=test_features, test_labels=test_most),
     }

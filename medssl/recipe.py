@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
-from medssl.augment.base import Pipeline
+from medssl.augment.base import Pipeline, build_augment
 from medssl.checks import FrozenFeatures, HeldOut
 from medssl.config import Config, apply_overrides, load_yaml
 from medssl.data.loader import batches, fixed_batches
@@ -32,12 +32,23 @@ from medssl.engine.trainer import Check, FitResult, fit
 from medssl.errors import CheckpointError, ConfigError, NoInputError
 from medssl.methods.base import Method
 from medssl.nn.backbone import Backbone, build_backbone
-from medssl.nn.bundle import Bundle, Passport, load_bundle, save_bundle
+from medssl.nn.bundle import Bundle, Passport, load_bundle, load_into, save_bundle
 from medssl.registry import configure
 from medssl.runfolder import RunFolder
 from medssl.tasks.base import Task
 from medssl.trainable import Batch, Trainable
-from medssl.views import ViewSampler
+from medssl.views import ViewSampler, median_mm
+
+_log = logging.getLogger(__name__)
+_FREE_TRAIN_KEYS = {
+    "num_workers",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "check_every",
+    "tensorboard",
+    "stop_on_collapse",
+}
 
 Resume = Literal["auto", "never", "must"]
 Split = Literal["train", "val", "test"]
@@ -71,7 +82,8 @@ class PretrainRecipe(Config):
         method: ``name`` of a file in ``medssl/methods`` and its options.
         train: The loop: steps, batch size, optimiser, precision.
         checks: Held-out measurements.
-        splits: Which cases are trained on; labels are never read.
+        splits: Which cases are trained on, beside those without a split; a subject that also has a case in another
+            split is left out. Labels are never read.
         licence: Under which the weights may be used; goes into the passport.
     """
 
@@ -146,13 +158,11 @@ def pretrain(
     """
     plan = PretrainRecipe.parse(_mapping(recipe, overrides), source=_source(recipe))
     opened = ArrayStore.open(store)
-    cases = [case for case in opened.cases if case.split is None or case.split in plan.splits]
-    if not cases:
-        raise NoInputError(f"{store}: no case in the splits {', '.join(plan.splits)}; set splits to those that it has.")
+    cases, constant = _pretraining_cases(opened, plan.splits)
     spatial_dims = _spatial_dims(cases)
     cls, config = configure("methods", plan.method, Method)  # type: ignore[type-abstract]
     encoder = _fresh_encoder(plan.backbone, cases, seed=plan.seed)
-    method = cls(config, encoder=encoder, seed=plan.seed, spacing_mm=_spacing_mm(cases))
+    method = cls(config, encoder=encoder, seed=plan.seed, spacing_mm=cls.crop_spacing_mm(config, cases))
     _check_unit(opened, method.augment)
     crop = _crop_voxels(config)
     held_out = _held_out(opened, plan.checks, trained_on=cases)
@@ -171,7 +181,8 @@ def pretrain(
     if dry_run:
         return TrainingResult(out / "bundle", 0, {}, ())
     with _run_folder(out) as run:
-        result = _train(method, cases, plan, opened=opened, run=run, checks=checks, resume=resume)
+        notes = {"constant_left_out": constant}
+        result = _train(method, cases, plan, opened=opened, run=run, checks=checks, resume=resume, notes=notes)
         kept = _kept(out, result, plan.train)
         if kept is not None:
             return kept
@@ -230,17 +241,33 @@ def finetune(
     if bundle is not None:
         origin |= _load_encoder(network, bundle, opened)
     task = cast("Any", cls)(
-        config, encoder=network, label_values=opened.label_values, seed=plan.seed, spacing_mm=_spacing_mm(cases)
+        config,
+        encoder=network,
+        label_values=opened.label_values,
+        seed=plan.seed,
+        spacing_mm=median_mm([case.spacing_mm for case in cases]),
     )
+    _check_unit(opened, task.augment)
+    warnings: list[str] = []
     if bundle is not None:
         origin["decoder"] = task.take_decoder(bundle)
-    _check_unit(opened, task.augment)
+        warnings += _window_warnings(bundle, task.augment)
     held_out = [case for case in _held_out(opened, plan.checks, trained_on=cases) if case.labelled]
     checks = _checks(task, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
     if dry_run:
         return TrainingResult(out / "bundle", 0, {}, ())
     with _run_folder(out) as run:
-        result = _train(task, cases, plan, opened=opened, run=run, checks=checks, resume=resume, extra=origin)
+        result = _train(
+            task,
+            cases,
+            plan,
+            opened=opened,
+            run=run,
+            checks=checks,
+            resume=resume,
+            origin=origin,
+            warnings=warnings,
+        )
         kept = _kept(out, result, plan.train)
         if kept is not None:
             return kept
@@ -273,6 +300,19 @@ def labelled_subjects(store: ArrayStore, *, draw: int = 0) -> list[str]:
         key=lambda case: hashlib.sha256((prefix + case.case_id).encode()).hexdigest(),
     )
     return list(dict.fromkeys(case.subject_id for case in cases))
+
+
+def _pretraining_cases(store: ArrayStore, splits: Sequence[Split]) -> tuple[list[StoredCase], int]:
+    """Cases of the splits and of none, without subjects that are also elsewhere; and how many constant images less."""
+    elsewhere = {case.subject_id for case in store.cases if case.split is not None and case.split not in splits}
+    cases = [case for case in store.cases if case.subject_id not in elsewhere]
+    varied = [case for case in cases if not case.is_constant]
+    if not varied:
+        raise NoInputError(
+            f"{store.path}: no case in the splits {', '.join(splits)} with more than one value; set splits to those "
+            "that it has."
+        )
+    return varied, len(cases) - len(varied)
 
 
 def _labelled_cases(store: ArrayStore, plan: FinetuneRecipe) -> list[StoredCase]:
@@ -310,9 +350,34 @@ def _load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[
             "Prepare the labelled images with the configuration that the encoder was pretrained with.",
             code="E_CONTRACT",
         )
-    network.load_state_dict(theirs.state_dict(), strict=True)
-    digest = hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest()
-    return {"encoder": passport.method, "encoder_digest": digest, "encoder_data": passport.data_fingerprint}
+    report = load_into(network, bundle.tensors, prefix="encoder")
+    return {
+        "encoder": passport.method,
+        "encoder_digest": hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest(),
+        "encoder_data": passport.data_fingerprint,
+        "encoder_tensors": f"{len(report.matched)} of {len(network.state_dict())} matched",
+    }
+
+
+def _window_warnings(bundle: Bundle, augment: Pipeline) -> list[str]:
+    """What is to be said if the encoder learned under another HU window than it will be trained under now."""
+    recipe, mine = bundle.passport.recipe, augment.window_hu
+    if mine is None or not recipe.keys() & {"method", "task"}:
+        return []
+    config = (
+        configure("methods", recipe["method"], Method)  # type: ignore[type-abstract]
+        if "method" in recipe
+        else configure("tasks", recipe["task"], Task)  # type: ignore[type-abstract]
+    )[1]
+    theirs = build_augment(cast("Any", config).augment).window_hu
+    if theirs == mine:
+        return []
+    sentence = (
+        f"the encoder was pretrained under a window of {theirs} HU and is fine-tuned under one of {mine}; "
+        "give both the same"
+    )
+    _log.warning("%s: %s.", bundle.folder, sentence)
+    return [sentence]
 
 
 def _train(
@@ -324,15 +389,28 @@ def _train(
     run: RunFolder,
     checks: Sequence[Check],
     resume: Resume,
-    extra: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> FitResult:
-    """Write the recipe, run the loop, and leave the averaged weights in the trainable where there are any."""
-    if _is_first_process():
+    """Run the loop, and leave the averaged weights in the trainable where there are any.
+
+    The recipe and the first lines of the journal are written once it is sure that the run goes on. ``origin`` is part
+    of what makes the run, ``notes`` are for the journal alone.
+    """
+
+    def begin(start_step: int) -> None:
+        if not _is_first_process():
+            return
         run.write_recipe(plan.to_dict())
-        start = {"cases": len(cases), "subjects": len({case.subject_id for case in cases}), **(extra or {})}
+        subjects = {case.subject_id for case in cases}
+        first = {"cases": len(cases), "subjects": len(subjects), **(origin or {}), **(notes or {})}
         if not checks:
-            start["note"] = f"no case in split {plan.checks.split}: nothing is measured on held-out cases"
-        run.journal.log(0, **start)
+            first["note"] = f"no case in split {plan.checks.split}: nothing is measured on held-out cases"
+        run.journal.log(start_step, **first)
+        for sentence in warnings:
+            run.journal.log(start_step, alarm=sentence)
+
     sampler: ViewSampler = trainable.view_sampler()
     spatial_dims = trainable.encoder.spatial_dims
 
@@ -351,11 +429,6 @@ def _train(
             world_size=world,
         )
 
-    identity = {**plan.to_dict(), **(extra or {})}
-    fingerprint = {
-        "recipe": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        "data": opened.fingerprint,
-    }
     result = fit(
         cast("Trainable", trainable),
         factory,
@@ -364,11 +437,19 @@ def _train(
         seed=plan.seed,
         resume=resume,
         checks=checks,
-        fingerprint=fingerprint,
+        fingerprint={"recipe": _identity(plan, origin or {}), "data": opened.fingerprint},
+        on_start=begin,
     )
     if result.average is not None:
         trainable.load_state_dict(result.average, strict=True)
-    return result
+    return replace(result, alarms=(*warnings, *result.alarms))
+
+
+def _identity(plan: PretrainRecipe | FinetuneRecipe, origin: Mapping[str, Any]) -> str:
+    """Digest of all that the trained weights depend on; what is only watched or written may change in a resumed run."""
+    recipe = {key: value for key, value in plan.to_dict().items() if key != "checks"}
+    recipe["train"] = {key: value for key, value in recipe["train"].items() if key not in _FREE_TRAIN_KEYS}
+    return hashlib.sha256(json.dumps({**recipe, **origin}, sort_keys=True).encode()).hexdigest()
 
 
 def _is_first_process() -> bool:
@@ -437,20 +518,15 @@ def _spatial_dims(cases: Sequence[StoredCase]) -> SpatialDims:
     return 2 if flat.pop() else 3
 
 
-def _spacing_mm(cases: Sequence[StoredCase]) -> list[float]:
-    """Median voxel size of the cases, which is that of each where the store has one spacing."""
-    return [float(median(values)) for values in zip(*(case.spacing_mm for case in cases), strict=True)]
-
-
 def _check_unit(store: ArrayStore, augment: Pipeline) -> None:
     """HU need a window before a network sees them, and nothing else may have one."""
-    if store.unit == "HU" and not augment.has_window:
+    if store.unit == "HU" and augment.window_hu is None:
         raise ConfigError(
             f"augment: {store.path} holds raw HU, from -1024 up to thousands; a window to [0, 1] is needed. Use the "
             "preset ct_light, or begin the list with a window.",
             code="E_UNIT",
         )
-    if store.unit != "HU" and augment.has_window:
+    if store.unit != "HU" and augment.window_hu is not None:
         raise ConfigError(
             f"augment: a HU window on {store.path}, whose unit is {store.unit}; HU are needed. Take the window out.",
             code="E_UNIT",

@@ -84,13 +84,14 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that becomes ``path`` when the block ends well.
 
     The temporary name keeps the end of the suffixes of ``path``, since writers choose a format by them, and no more,
-    since names end at 255 bytes. It may become a file or a folder. With ``replace=False`` an existing target wins: the temporary is dropped.
+    since names end at 255 bytes. It may become a file or a folder. With ``replace=False`` an existing target wins: the
+    temporary is dropped.
 
     Raises:
         EnvironmentFaultError: if the disk is full or the folder may not be written; nothing is left behind.
     """
     kept = "".join(path.suffixes[-2:])[-_MOST_SUFFIX:]
-    temporary = path.with_name(f"{_TEMPORARY}{_place()}-{os.getpid()}-{secrets.token_hex(4)}{kept}")
+    temporary = path.with_name(f"{_TEMPORARY}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{kept}")
     with environment_faults(path, "writing"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,8 +187,8 @@ class RunFolder:
             if holder is not None:
                 os.close(handle)
                 raise LockedError(
-                    f"{self.path}: held by process {holder['pid']} on {holder['host']}. Wait for it, stop it, or "
-                    f"choose another folder; if that machine is gone, delete {_LOCK} there."
+                    f"{self.path}: held by process {holder['pid']} on {holder['host'] or 'this machine'}. Wait for it, "
+                    f"stop it, or choose another folder; if that machine is gone, delete {_LOCK} there."
                 )
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 break
@@ -230,14 +231,20 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Lines of a journal; a last line cut by a kill is left out, and of a step written twice the later stays."""
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    """Lines of a journal; a line cut by a kill is left out, and of what a resumed run wrote twice the later stays.
+
+    Two lines are of one thing when step and keys are the same and, for alarms, the sentence.
+    """
+    lines: dict[Any, dict[str, Any]] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines()):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
-    return lines
+        thing = (line["step"], tuple(sorted(line)), line.get("alarm")) if "step" in line else number
+        lines.pop(thing, None)
+        lines[thing] = line
+    return list(lines.values())
 
 
 def _end_last_line(path: Path) -> None:
@@ -296,10 +303,10 @@ def _told(lock: Path) -> dict[str, Any]:
         return {"host": "", "pid": 0, "boot": ""}
 
 
-def _place() -> str:
+def _machine() -> str:
     """Short name of the machine, since it started, and of the processes that this one can see there."""
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         namespace = ""
     return hashlib.sha256(f"{socket.gethostname()} {_boot()} {namespace}".encode()).hexdigest()[:12]
@@ -308,7 +315,7 @@ def _place() -> str:
 def _is_stale(temporary: Path) -> bool:
     place, _, rest = temporary.name.removeprefix(_TEMPORARY).partition("-")
     pid = rest.partition("-")[0]
-    if place == _place() and pid.isdigit():
+    if place == _machine() and pid.isdigit():
         return not _alive(int(pid))
     try:
         return time.time() - temporary.lstat().st_mtime > _FOREIGN_SECONDS

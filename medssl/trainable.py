@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int64
@@ -91,7 +92,15 @@ class ParamGroup:
 
 
 class Trainable(nn.Module, ABC):
-    """What the loop trains: a pretraining method or a fine-tuning task."""
+    """What the loop trains: a pretraining method or a fine-tuning task.
+
+    Attributes:
+        chance_monitor: Which of ``Losses.scalars()`` :meth:`chance_level` speaks of.
+        unused_parameters: Whether parameters of :meth:`param_groups` get no gradient in some steps.
+    """
+
+    chance_monitor: ClassVar[str] = "loss"
+    unused_parameters: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
@@ -108,7 +117,7 @@ class Trainable(nn.Module, ABC):
         """Called after each optimiser step; teachers follow here."""
 
     def chance_level(self) -> float | None:
-        """Loss of a network that has learned nothing, or None where there is no such constant."""
+        """``chance_monitor`` of a network that has learned nothing, or None where there is no such constant."""
         return None
 
 

@@ -253,10 +253,10 @@ class GridCrops:
         """Cut bases and targets from ``cases[0]``."""
         case = cases[0]
         start, shape = self._window(case, rng)
-        extent = tuple(int(g * r) for g, r in zip(self.grid, self.crop_voxels, strict=True))
+        extent = self._extent()
         volume = resize_linear(case.read("image", start, shape), extent)
         target_boxes = self.draw_targets(rng)
-        voxel_mm = np.asarray(case.spacing_mm) * np.asarray(shape) / np.asarray(extent)
+        voxel_mm = self.voxel_mm(case)
         origin_mm = np.asarray(start) * np.asarray(case.spacing_mm)
         shift = np.stack([origin_mm, np.zeros(3)])
         return {
@@ -273,17 +273,36 @@ class GridCrops:
         starts = rng.integers(0, free + 1, size=(self.num_targets, 3))
         return np.stack([starts, np.broadcast_to(self.crop_voxels, starts.shape)], axis=1).astype(np.float64)
 
+    def voxel_mm(self, case: CaseArrays) -> Float64[np.ndarray, " 3"]:
+        """Edge lengths of a voxel of the crops of ``case``, after resizing."""
+        shrink = np.asarray(self._window_shape(case)) / np.asarray(self._extent())
+        size: Float64[np.ndarray, " 3"] = np.asarray(case.spacing_mm) * shrink
+        return size
+
+    def _extent(self) -> Triple:
+        """Voxels of the window after resizing."""
+        return _triple("extent", [g * r for g, r in zip(self.grid, self.crop_voxels, strict=True)])
+
+    def _window_shape(self, case: CaseArrays) -> Triple:
+        """Voxels of the case, along each axis, that the grid is laid over."""
+        if self.position_mode == "resize":
+            return case.shape
+        if self.cell_mm is None:
+            return self._extent()
+        cells = zip(self.grid, self.cell_mm, case.spacing_mm, strict=True)
+        return _triple("window", [max(1, round(g * cell / spacing)) for g, cell, spacing in cells])
+
     def _window(self, case: CaseArrays, rng: np.random.Generator) -> tuple[Triple, Triple]:
         """Start and shape, in voxels of the case, of what the grid is laid over."""
+        shape = self._window_shape(case)
         if self.position_mode == "resize":
-            return (0, 0, 0), case.shape
-        if self.cell_mm is None:
-            shape = tuple(g * r for g, r in zip(self.grid, self.crop_voxels, strict=True))
-        else:
-            cells = zip(self.grid, self.cell_mm, case.spacing_mm, strict=True)
-            shape = tuple(max(1, round(g * cell / spacing)) for g, cell, spacing in cells)
-        window = _triple("window", shape)
-        return _start_at(case.shape, window, np.empty((0, 3), np.int32), rng), window
+            return (0, 0, 0), shape
+        return _start_at(case.shape, shape, np.empty((0, 3), np.int32), rng), shape
+
+
+def median_mm(sizes: Sequence[Sequence[float] | Float64[np.ndarray, " 3"]]) -> list[float]:
+    """Median of each of three edge lengths, which is that of each case where all have the same."""
+    return [float(value) for value in np.median(np.asarray(sizes), axis=0)]
 
 
 def resize_linear(array: Float32[np.ndarray, "c x y z"], shape: Sequence[int]) -> Float32[np.ndarray, "c i j k"]:

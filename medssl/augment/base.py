@@ -213,9 +213,10 @@ class Pipeline(nn.Module):
         return x
 
     @property
-    def has_window(self) -> bool:
-        """Whether a window brings HU to [0, 1] first."""
-        return any(augment.name == "window" for augment in self._intensity())
+    def window_hu(self) -> tuple[float, float] | None:
+        """Bounds of the window that brings HU to [0, 1] first; None without one."""
+        windows = [augment.config for augment in self._intensity() if augment.name == "window"]
+        return (windows[0].low_hu, windows[0].high_hu) if windows else None
 
     def _spatial(self) -> list[Spatial[Any]]:
         return [augment for augment in self.spatial if isinstance(augment, Spatial)]
@@ -234,12 +235,12 @@ def build_augment(
 
     Args:
         configs: ``[{name: noise, sigma: [0, 0.1], p: 0.2}, ...]`` or ``{preset: mr_light}``.
-        position_task: Whether the labels are places in the body. A mirror is then refused, and a preset gives only
-            its intensity augments, for a moved crop is no longer where its label says.
+        position_task: Whether the labels are places in the body. Spatial augments are then refused, and a preset
+            gives only its intensity augments, for a moved crop is no longer where its label says.
         spacing_mm: Voxel size of the crops, for augments that are given in mm and name no spacing of their own.
 
     Raises:
-        ConfigError: for an unknown name or preset, a wrong value, or a mirror in a position task.
+        ConfigError: for an unknown name or preset, a wrong value, or a spatial augment in a position task.
     """
     known = augment_classes()
     if isinstance(configs, Mapping):
@@ -264,6 +265,12 @@ def build_augment(
                 code="E_MIRROR",
             )
         cls = known[name]
+        if issubclass(cls, Spatial) and position_task:
+            raise ConfigError(
+                f"augment {place}: {name} in a task that learns positions; a moved crop is not where its label says. "
+                "Remove it.",
+                code="E_POSITION_AUGMENT",
+            )
         if spacing_mm is not None and "spacing_mm" in cls.config_class.model_fields:
             options.setdefault("spacing_mm", [float(value) for value in spacing_mm])
         augments.append(cls(cls.config_class.parse(options, source=f"augment {place} {name}"), salt=place))

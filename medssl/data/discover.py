@@ -8,23 +8,30 @@ of the same name.
 from __future__ import annotations
 
 import hashlib
-import os
+import itertools
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from medssl import io
+from medssl.data.walk import walk
 from medssl.errors import CaseError, MedSSLError, ReadError
 
 _LABEL_FOLDERS = {"labels", "label", "labelstr", "labelsts", "labelsval", "masks", "mask", "segmentations"}
 _IMAGE_FOLDERS = {"images", "image", "imagestr", "imagests", "imagesval"}
+_NNUNET_FOLDERS = {"imagestr", "imagests", "imagesval"}
+_NO_PERSON = {"train", "training", "val", "validation", "test", "testing", "data", "raw", "scans", "nifti", "anat"}
 _CHANNEL = re.compile(r"_(\d{4})$")
 _ENTITIES = re.compile(r"_(label|desc|space)-[A-Za-z0-9]+")
 _SUBJECT = re.compile(r"^sub-([A-Za-z0-9]+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+Whose = Literal["told", "folder", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Found:
         case_id: Safe name, unique among the found.
         image: Where it lies.
         label: Its label map, if there is one.
-        subject_id: From ``sub-XX``, or None.
+        subject_id: From ``sub-XX``, else the folder that it shares with other images, else the case.
+        whose: How the subject is known.
         warnings: ``W_CODE: sentence`` strings.
     """
 
@@ -44,7 +52,8 @@ class Found:
     case_id: str
     image: Path
     label: Path | None = None
-    subject_id: str | None = None
+    subject_id: str = ""
+    whose: Whose = "unknown"
     warnings: tuple[str, ...] = ()
 
 
@@ -82,14 +91,16 @@ def discover(
     result = Discovery()
     images: list[Path] = []
     labels: list[Path] = []
-    for path in _files(root, follow_links):
+    for path, fault in walk(root, follow_links=follow_links):
         if not str(path).isprintable():
             shown = str(path).encode("unicode_escape").decode()
             text = f"{shown}: the name has control characters or is not UTF-8; tables cannot hold it. Rename the file."
             result.refused.append((shown, ReadError(text, code="E_NAME")))
             continue
-        reason = _why_ignored(path)
-        if reason:
+        reason = _why_ignored(path) if fault is None or _is_hidden(path) else ""
+        if fault is not None and not reason:
+            result.refused.append((str(path), fault))
+        elif reason:
             result.ignored.append((str(path), reason))
         elif not follow_links and _leads_out(root, path):
             text = f"{path}: is a link that leads out of the folder. Set follow_links: true to allow it."
@@ -103,6 +114,7 @@ def discover(
         else:
             images.append(path)
     paired = _pair(images, labels, label_suffixes, result)
+    shared = _shared_folders(images)
     is_decathlon = (root / "dataset.json").is_file()
     for path, case_id in _case_ids(images, result).items():
         label = paired.get(path)
@@ -110,8 +122,9 @@ def discover(
         warnings = (
             "W_NO_LABEL: lies in imagesTr, and labelsTr has no label of its name; taken as unlabelled.",
         ) * lacks
+        subject_id, whose = _subject(path, case_id, shared)
         result.found.append(
-            Found(str(path), case_id, root / path, root / label if label else None, _subject(path), warnings)
+            Found(str(path), case_id, root / path, root / label if label else None, subject_id, whose, warnings)
         )
     return result
 
@@ -125,27 +138,26 @@ def safe_id(name: str) -> str:
     return f"{safe}-{digest}" if safe else f"case-{digest}"
 
 
-def _files(root: Path, follow_links: bool) -> Iterator[Path]:
-    """Every file below ``root``, relative to it, sorted."""
-    found = [
-        Path(folder, name).relative_to(root)
-        for folder, _, names in os.walk(root, followlinks=follow_links)
-        for name in names
-    ]
-    yield from sorted(found)
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _why_ignored(path: Path) -> str:
-    if any(part.startswith(".") for part in path.parts):
+    if _is_hidden(path):
         return "hidden file"
     if path.suffix.lower() in {".dcm", ".dicom", ".ima"}:
         return "DICOM is not read yet; convert the series to NIfTI"
     if not io.is_image(path):
         return "not an image file"
-    channel = _CHANNEL.search(io.stem(path))
+    channel = _CHANNEL.search(io.stem(path)) if _is_nnunet(path) else None
     if channel and channel[1] != "0000":
         return "further channel of an image; one file a case is read"
     return ""
+
+
+def _is_nnunet(path: Path) -> bool:
+    """Whether names end in the number of a channel here; elsewhere four digits number the cases."""
+    return any(part.lower() in _NNUNET_FOLDERS for part in path.parts[:-1])
 
 
 def _leads_out(root: Path, path: Path) -> bool:
@@ -159,7 +171,7 @@ def _is_label(path: Path, suffixes: Sequence[str]) -> bool:
 
 def _base(path: Path, suffixes: Sequence[str] = ()) -> str:
     """Name that an image and its label share."""
-    name = _CHANNEL.sub("", io.stem(path))
+    name = _CHANNEL.sub("", io.stem(path)) if _is_nnunet(path) else io.stem(path)
     for suffix in sorted(suffixes, key=len, reverse=True):
         if name.lower().endswith(suffix.lower()):
             return _ENTITIES.sub("", name[: -len(suffix)])
@@ -173,11 +185,11 @@ def _place(path: Path) -> tuple[str, ...]:
 
 
 def _pair(images: list[Path], labels: list[Path], suffixes: Sequence[str], result: Discovery) -> dict[Path, Path]:
-    """Give each label to the one image that it can belong to; refuse the others."""
+    """Give each label to the one image that it can belong to; refuse the others, and all that claim one image."""
     by_name: dict[str, list[Path]] = defaultdict(list)
     for image in images:
         by_name[_base(image)].append(image)
-    paired: dict[Path, Path] = {}
+    claims: dict[Path, list[Path]] = defaultdict(list)
     for label in labels:
         base = _base(label, suffixes)
         candidates = by_name.get(base, [])
@@ -191,12 +203,15 @@ def _pair(images: list[Path], labels: list[Path], suffixes: Sequence[str], resul
             text = f"{label}: a label map with {len(candidates)} images of its name ({shown}); one is needed. "
             text += "Rename it like its image, or list the pairs in a CSV."
             result.refused.append((str(label), CaseError(text, code="E_PAIR")))
-        elif candidates[0] in paired:
-            text = f"{label}: {candidates[0]} has the label {paired[candidates[0]]} already; one is needed. Remove one."
-            result.refused.append((str(label), CaseError(text, code="E_PAIR")))
         else:
-            paired[candidates[0]] = label
-    return paired
+            claims[candidates[0]].append(label)
+    for image, several in claims.items():
+        for label in several if len(several) > 1 else ():
+            others = ", ".join(str(other) for other in several if other is not label)
+            text = f"{label}: {others} would be a label map of {image} too; one is needed, so the image has none. "
+            text += "Keep one, or list the pairs in a CSV."
+            result.refused.append((str(label), CaseError(text, code="E_PAIR")))
+    return {image: several[0] for image, several in claims.items() if len(several) == 1}
 
 
 def _case_ids(images: list[Path], result: Discovery) -> dict[Path, str]:
@@ -223,9 +238,23 @@ def _case_ids(images: list[Path], result: Discovery) -> dict[Path, str]:
     return dict(sorted(ids.items()))
 
 
-def _subject(path: Path) -> str | None:
+def _shared_folders(images: list[Path]) -> dict[Path, str]:
+    """For each image the outermost folder that may be a person's, where several images share it.
+
+    The outermost, for those below it can be visits of one person, and a person in two splits is worse than two persons
+    taken for one. Folders that all images share, or that are named as splits, are no person's.
+    """
+    places = {image: [part for part in _place(image) if part.lower() not in _NO_PERSON] for image in images}
+    levels = zip(*places.values(), strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+    outermost = {image: place[common] for image, place in places.items() if len(place) > common}
+    counts = Counter(outermost.values())
+    return {image: folder for image, folder in outermost.items() if counts[folder] > 1}
+
+
+def _subject(path: Path, case_id: str, shared: dict[Path, str]) -> tuple[str, Whose]:
     for part in path.parts:
         match = _SUBJECT.match(part)
         if match:
-            return match[0]
-    return None
+            return match[0], "told"
+    return (safe_id(shared[path]), "folder") if path in shared else (case_id, "unknown")

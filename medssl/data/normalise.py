@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  its own documentation's name
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Integer
 from pydantic import Field, model_validator
 from scipy import ndimage, special
 
@@ -106,11 +106,20 @@ def foreground_box(
     return (low[0], low[1], low[2]), (high[0] - low[0], high[1] - low[1], high[2] - low[2])
 
 
+def cuts_label(label: Integer[np.ndarray, "1 x y z"], start: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a labelled voxel lies outside the box."""
+    x, y, z = (slice(a, a + n) for a, n in zip(start, shape, strict=True))
+    return bool(np.count_nonzero(label) != np.count_nonzero(label[:, x, y, z]))
+
+
 def scale_intensity(
     array: Float32[np.ndarray, "c x y z"], body: Bool[np.ndarray, "x y z"], config: IntensityConfig
 ) -> tuple[Float32[np.ndarray, "c x y z"], list[dict[str, float]], list[str]]:
     """Scaled image, centre and scale of each channel (z = (x - centre) / scale), and warnings."""
     notes: list[str] = []
+    if config.mode != "robust_zscore":
+        constant = [index for index, voxels in enumerate(array) if voxels.min() == voxels.max()]
+        notes += [f"W_CONSTANT: channel {index} has one value only." for index in constant]
     if config.mode == "hu":
         limits = np.iinfo(np.int16)
         return np.clip(np.rint(array), limits.min, limits.max), [{"centre": 0.0, "scale": 1.0}] * len(array), notes

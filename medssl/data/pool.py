@@ -47,7 +47,7 @@ def run(
     count = min(workers or len(os.sched_getaffinity(0)), len(items))
     if count <= 1:
         for item in items:
-            yield item, _attempt(function, item, name(item))
+            yield item, attempt(function, item, name(item))
         return
     crew = _Crew(function, name, timeout_s)
     try:
@@ -164,12 +164,13 @@ def _serve(pipe: multiprocessing.connection.Connection[Any, Any]) -> None:
         function = pipe.recv()
         while True:
             item, name = pipe.recv()
-            pipe.send(_attempt(function, item, name))
+            pipe.send(attempt(function, item, name))
     except (EOFError, OSError):
         return
 
 
-def _attempt(function: Callable[[T], R], item: T, name: str) -> R | MedSSLError:
+def attempt(function: Callable[[T], R], item: T, name: str) -> R | MedSSLError:
+    """Result of ``function``, or the error that it ended in, whatever that is; ``name`` is what to call the item."""
     try:
         return function(item)
     except MedSSLError as error:

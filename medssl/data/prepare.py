@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from medssl.data.normalise import (
     CropConfig,
     IntensityConfig,
     body_mask,
+    cuts_label,
     foreground_box,
     scale_intensity,
 )
@@ -44,12 +47,13 @@ from medssl.data.store import (
 from medssl.errors import CaseError, CheckpointError, EnvironmentFaultError, GeometryError, MedSSLError
 from medssl.ledger import Ledger, Outcome
 from medssl.progress import track
-from medssl.runfolder import Journal, atomic_write, environment_faults, remove, remove_stale
+from medssl.runfolder import Journal, atomic_write, make_folder, remove, remove_stale
 from medssl.volume import Volume, crop, reorient, resample_to, respace
 
 _SHEAR_TOLERANCE_DEG = 0.1
 _LABEL_TOLERANCE_MM = 0.1
 _AIR_HU = -1024.0
+_MOST_IN_AIR_HU = -200.0
 
 
 class PrepareConfig(Config):
@@ -154,8 +158,7 @@ def prepare(
         ledger.expect(case.case_id)
     tasks = [_Task(case, config, out) for case in cases]
     if not dry_run:
-        with environment_faults(out, "making the store"):
-            (out / "cases").mkdir(parents=True, exist_ok=True)
+        make_folder(out / "cases")
         remove_stale(out)
         remove_stale(out / "cases")
     function, hands = (_look_up, 1) if dry_run else (_prepare_case, workers)
@@ -185,20 +188,28 @@ def prepare(
     return PrepareResult(ArrayStore.open(out), ledger)
 
 
-def prepare_volume(volume: Volume, config: PrepareConfig, *, label: Volume | None = None) -> Prepared:
+def prepare_volume(
+    volume: Volume, config: PrepareConfig, *, label: Volume | None = None, keep_label: bool = True
+) -> Prepared:
     """Prepare one volume; the same function serves training and prediction.
 
     Args:
         volume: As read, (C, X, Y, Z).
         config: What to do.
-        label: Label map on the grid of ``volume``; goes along, and keeps the foreground crop from cutting it. It
-            never changes a voxel value of the image.
+        label: Label map on the grid of ``volume``; goes along, and never changes a voxel value of the image.
+        keep_label: Keep the foreground crop from cutting the label. Only for training: a case that is scored must be
+            cut as one without a label would be.
 
     Returns:
         Image, body mask and label on the prepared grid, with the record of what was done.
     """
     source = volume.geometry
     notes: list[str] = []
+    if config.unit == "HU" and volume.array.min() >= _MOST_IN_AIR_HU:
+        notes.append(
+            f"W_NOT_HU: values from {volume.array.min():g} to {volume.array.max():g}, and none of air or lung; mode hu "
+            "takes Hounsfield units, not a scaled or windowed image."
+        )
     image, mask_label = Volume(volume.array, source, config.unit), label
     if source.shear_deg > _SHEAR_TOLERANCE_DEG:
         notes.append(
@@ -213,9 +224,11 @@ def prepare_volume(volume: Volume, config: PrepareConfig, *, label: Volume | Non
     notes += mask_notes
     body = Volume(mask[None].astype(np.uint8), image.geometry, "label")
     start, shape = foreground_box(mask, image.geometry.spacing_mm, config.crop)
-    if mask_label is not None and _cuts(mask_label.array, start, shape):
-        notes.append("W_CROP_LABEL: the foreground crop would cut labelled voxels; the whole volume is kept.")
-        start, shape = (0, 0, 0), image.geometry.shape
+    if mask_label is not None and cuts_label(mask_label.array, start, shape):
+        kept = "the whole volume is kept" if keep_label else "they count as missed, as in a new scan"
+        notes.append(f"W_CROP_LABEL: the foreground crop would cut labelled voxels; {kept}.")
+        if keep_label:
+            start, shape = (0, 0, 0), image.geometry.shape
     image, mask_label = _both(image, mask_label, lambda v: crop(v, start, shape))
     body = crop(body, start, shape)
     array, scaling, scale_notes = scale_intensity(
@@ -291,16 +304,18 @@ def _prepare_case(task: _Task) -> _Done:
         except CheckpointError:
             remove(folder)
             state = "rebuilt"
-    volume, source = read_image(Path(case.image), config)
+    with _nameless(case.image, f"case {case.case_id}: image"):
+        volume, source = read_image(Path(case.image), config)
     warnings = list(source.warnings)
     label = None
     if case.label is not None:
-        label_volume, label_source = io.read_volume(
-            Path(case.label), unit="label", xform=config.xform, assume_spacing_mm=config.assume_spacing_mm
-        )
+        with _nameless(case.label, f"case {case.case_id}: label"):
+            label_volume, label_source = io.read_volume(
+                Path(case.label), unit="label", xform=config.xform, assume_spacing_mm=config.assume_spacing_mm
+            )
         label = matched_label(volume, label_volume, item=f"case {case.case_id}")
         warnings += label_source.warnings
-    prepared = prepare_volume(volume, config, label=label)
+    prepared = prepare_volume(volume, config, label=label, keep_label=_keeps_label(case))
     warnings += prepared.warnings
     if label is not None and not label.array.any():
         warnings.append("W_EMPTY_LABEL: the label map is background only.")
@@ -333,11 +348,37 @@ def _key(case: Case, config: PrepareConfig) -> tuple[str, dict[str, str]]:
             "Prepare it with a configuration of its own.",
             code="E_MODALITY",
         )
-    digests = {"image_digest": io.digest(Path(case.image))}
+    with _nameless(case.image, f"case {case.case_id}: image"):
+        digests = {"image_digest": io.digest(Path(case.image))}
+    content: dict[str, Any] = {"prepare": config.to_dict(), "store_version": STORE_VERSION}
     if case.label is not None:
-        digests["label_digest"] = io.digest(Path(case.label))
-    content = {**digests, "prepare": config.to_dict(), "store_version": STORE_VERSION}
+        with _nameless(case.label, f"case {case.case_id}: label"):
+            digests["label_digest"] = io.digest(Path(case.label))
+        content["keep_label"] = _keeps_label(case)
+    content |= digests
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24], digests
+
+
+def _keeps_label(case: Case) -> bool:
+    return case.split == "train"
+
+
+@contextmanager
+def _nameless(path: str, name: str) -> Iterator[None]:
+    """Name a file in a refusal by its case: names of files and folders can be those of patients, and a store has none.
+
+    Args:
+        path: The file; others beside it, such as that of its voxels, lose their names too.
+        name: What to write in its place.
+    """
+    try:
+        yield
+    except EnvironmentFaultError:
+        raise
+    except MedSSLError as error:
+        beside = re.escape(str(Path(path).parent)) + r"/.*?(?=: )"
+        text = re.sub(beside, f"{name}, second file", error.message.replace(path, name))
+        raise type(error)(text, code=error.code) from None
 
 
 def _row(case: Case, done: _Done) -> IndexRow:
@@ -348,12 +389,6 @@ def _row(case: Case, done: _Done) -> IndexRow:
 
 def _both(image: Volume, label: Volume | None, change: Callable[[Volume], Volume]) -> tuple[Volume, Volume | None]:
     return change(image), None if label is None else change(label)
-
-
-def _cuts(label: Shaped[np.ndarray, "1 x y z"], start: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a labelled voxel lies outside the box."""
-    x, y, z = (slice(a, a + n) for a, n in zip(start, shape, strict=True))
-    return bool(np.count_nonzero(label) != np.count_nonzero(label[:, x, y, z]))
 
 
 def _small_integers(label: Shaped[np.ndarray, "1 x y z"]) -> Shaped[np.ndarray, "1 x y z"]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
+import logging
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +20,20 @@ from medssl import io
 from medssl.config import Config, dump_yaml
 from medssl.data import pool
 from medssl.data.cohort import Case, Cohort, Modality, leak_error, read_rows, read_table, split_leaks, table_error
-from medssl.data.discover import discover
+from medssl.data.discover import Whose, discover
 from medssl.data.prepare import matched_label
 from medssl.data.store import label_values
 from medssl.errors import CaseError, ConfigError, MedSSLError, NoInputError
 from medssl.ledger import Ledger, Outcome
 from medssl.progress import track
-from medssl.runfolder import Journal, atomic_path, atomic_write
+from medssl.runfolder import Journal, atomic_path, atomic_write, make_folder
+from medssl.volume import Volume, reorient
 
 _SUBJECT_COLUMNS = ("subject_id", "subject_group")
 _SPLIT_COLUMNS = ("split", "suggested_split")
 _NO_SPLIT = "W_NO_SPLIT: other cases have a split and this one has none; it is in no split."
+
+_log = logging.getLogger(__name__)
 
 
 class ScanConfig(Config):
@@ -71,11 +76,19 @@ _DEFAULT = ScanConfig()
 
 @dataclass(frozen=True)
 class ScanResult:
-    """The cohort, what became of every input, and the table that was written (or would be, in a dry run)."""
+    """What a scan found.
+
+    Args:
+        cohort: The accepted cases.
+        ledger: What became of every input.
+        path: The table that was written, or would be, in a dry run.
+        warnings: ``W_CODE: sentence`` strings that concern the cohort as a whole.
+    """
 
     cohort: Cohort
     ledger: Ledger
     path: Path
+    warnings: tuple[str, ...] = ()
 
 
 def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool = False) -> ScanResult:
@@ -83,7 +96,8 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
 
     Layouts: the decathlon's (imagesTr, labelsTr, imagesTs), BIDS-like trees, plain folders with ``images`` and
     ``labels`` or with label maps named like their image, or a CSV with ``case_id,image`` and any of ``label``,
-    ``subject_id``, ``modality``, ``split``. A subject is what the table says, else ``sub-XX``, else the case.
+    ``subject_id``, ``modality``, ``split``. A subject is what the table says, else ``sub-XX``, else the outermost
+    folder that several but not all images share, else the case; W_SUBJECT tells of the last two.
 
     Args:
         data: Folder or CSV.
@@ -101,6 +115,8 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
     """
     started = time.monotonic()
     path = out if out.suffix == ".csv" else out / "cohort.csv"
+    if not dry_run:
+        make_folder(path.parent)
     ledger = Ledger()
     listed = _listed(data, config, ledger)
     if config.table is not None:
@@ -122,6 +138,9 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
         ledger.accept(one.item, warnings=one.warnings + checked[one.item].warnings + unsplit)
     ledger.check()
     cohort = Cohort(one.case for one in good)
+    warnings = _of_whom(good, cohort)
+    for warning in warnings:
+        _log.warning(warning)
     if not has_splits:
         cohort = cohort.split_by_subject(config.fractions, seed=config.seed)
     if not dry_run:
@@ -133,10 +152,10 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
         atomic_write(path.with_name("refused.csv"), refused)
         atomic_write(path.with_name("scan.yaml"), dump_yaml(config.to_dict()))
         journal = Journal(path.with_name("journal.jsonl"))
-        facts = _facts(cohort, [checked[one.item] for one in good])
+        facts = {**_facts(cohort, [checked[one.item] for one in good]), "warnings": list(warnings)}
         journal.log(command="scan", seconds=round(time.monotonic() - started, 2), **ledger.counts(), **facts)
         journal.close()
-    return ScanResult(cohort, ledger, path)
+    return ScanResult(cohort, ledger, path, warnings)
 
 
 @dataclass(frozen=True)
@@ -147,11 +166,12 @@ class _Listed:
     case: Case
     config: ScanConfig
     warnings: tuple[str, ...] = ()
+    whose: Whose = "told"
 
 
 @dataclass(frozen=True)
 class _Checked:
-    digest: str
+    content: str
     spacing_mm: tuple[float, ...]
     orientation: str
     labels: tuple[int, ...]
@@ -161,7 +181,9 @@ class _Checked:
 def _listed(data: Path, config: ScanConfig, ledger: Ledger) -> list[_Listed]:
     """Cases from a table, or from the names in a folder; what cannot be a case is booked."""
     if data.suffix.lower() == ".csv":
-        return [_Listed(case.case_id, _of_modality(case, config), config) for _, case in read_rows(data)]
+        cases = [_of_modality(case, config) for _, case in read_rows(data)]
+        whose: Whose = "told" if any(case.subject_id != case.case_id for case in cases) else "unknown"
+        return [_Listed(case.case_id, case, config, whose=whose) for case in cases]
     seen = discover(
         data,
         label_suffixes=config.label_suffixes,
@@ -184,13 +206,14 @@ def _listed(data: Path, config: ScanConfig, ledger: Ledger) -> list[_Listed]:
             found.item,
             Case(
                 case_id=found.case_id,
-                subject_id=found.subject_id or found.case_id,
+                subject_id=found.subject_id,
                 image=str(found.image.absolute()),
                 label=str(found.label.absolute()) if found.label else None,
                 modality=config.modality,
             ),
             config,
             found.warnings,
+            found.whose,
         )
         for found in seen.found
     ]
@@ -217,23 +240,30 @@ def _with_table(listed: list[_Listed], path: Path, ledger: Ledger) -> list[_List
         if case_id in rows:
             raise table_error(path, line, f"case_id {case_id} was used in line {rows[case_id][0]}; ids are unique")
         rows[case_id] = line, row
+    if listed and rows.keys().isdisjoint(one.case.case_id for one in listed):
+        raise CaseError(
+            f"{path}: none of its case_ids is that of an image; the first image has {listed[0].case.case_id}, the "
+            f"first row {next(iter(rows), 'none')}. Write file names without folder and type.",
+            code="E_TABLE",
+        )
     merged = []
     for one in listed:
         found = rows.pop(one.case.case_id, None)
         if found is None:
-            note = f"W_NOT_IN_TABLE: {path.name} has no row for {one.case.case_id}; it is its own subject."
-            merged.append(_Listed(one.item, one.case, one.config, (*one.warnings, note)))
+            note = f"W_NOT_IN_TABLE: {path.name} has no row for {one.case.case_id}; its subject is a guess."
+            merged.append(replace(one, warnings=(*one.warnings, note)))
             continue
         line, row = found
         given: dict[str, Any] = one.case.to_dict()
-        given["subject_id"] = _first(row, _SUBJECT_COLUMNS) or given["subject_id"]
+        told = _first(row, _SUBJECT_COLUMNS)
+        given["subject_id"] = told or given["subject_id"]
         given["split"] = _first(row, _SPLIT_COLUMNS) or given["split"]
         given["modality"] = row.get("modality") or given["modality"]
         try:
             case = Case.parse(given, source=f"case {one.case.case_id}")
         except ConfigError as error:
             raise table_error(path, line, error.message.splitlines()[0]) from error
-        merged.append(_Listed(one.item, case, one.config, one.warnings))
+        merged.append(replace(one, case=case, whose="told" if told else one.whose))
     for case_id, (line, _) in rows.items():
         item = f"{path.name} line {line}: {case_id}"
         ledger.expect(item)
@@ -264,7 +294,15 @@ def _check(one: _Listed) -> _Checked:
             warnings.append("W_EMPTY_LABEL: the label map is background only.")
         _check_values(one.item, label.array, values, config.label_values)
     geometry = image.geometry
-    return _Checked(source.digest, geometry.spacing_mm, geometry.orientation, tuple(values), tuple(warnings))
+    return _Checked(_content(image), geometry.spacing_mm, geometry.orientation, tuple(values), tuple(warnings))
+
+
+def _content(image: Volume) -> str:
+    """Hash of voxels and place, whatever the file type and the order of its axes."""
+    turned = reorient(image)
+    place = np.round(turned.geometry.affine, 3) + 0.0  # -0 becomes 0
+    voxels = np.ascontiguousarray(turned.array, dtype=np.float32)
+    return hashlib.sha256(repr((voxels.shape, place.tolist())).encode() + voxels.tobytes()).hexdigest()
 
 
 def _check_values(item: str, label: np.ndarray, found: list[int], allowed: tuple[int, ...] | None) -> None:
@@ -279,12 +317,12 @@ def _check_values(item: str, label: np.ndarray, found: list[int], allowed: tuple
 
 
 def _without_duplicates(listed: list[_Listed], checked: dict[str, _Checked], ledger: Ledger) -> list[_Listed]:
-    """One of each set of equal image files: the labelled one, else the first."""
+    """One of each set of equal images: the labelled one, else the first."""
     first: dict[str, str] = {}
     for one in sorted(listed, key=lambda one: one.case.label is None):
-        kept = first.setdefault(checked[one.item].digest, one.item)
+        kept = first.setdefault(checked[one.item].content, one.item)
         if kept != one.item:
-            ledger.duplicate(one.item, f"the same bytes as {kept}")
+            ledger.duplicate(one.item, f"the same voxels as {kept}")
     kept_items = set(first.values())
     return [one for one in listed if one.item in kept_items]
 
@@ -296,6 +334,19 @@ def _without_leaks(listed: list[_Listed], ledger: Ledger) -> list[_Listed]:
         if one.case.subject_id in leaks:
             ledger.reject(one.item, leak_error(one.case.subject_id, leaks[one.case.subject_id]))
     return [one for one in listed if one.case.subject_id not in leaks]
+
+
+def _of_whom(listed: list[_Listed], cohort: Cohort) -> tuple[str, ...]:
+    """One sentence for the whole cohort if nothing says for sure whose the images are."""
+    folders, unknown = (sum(one.whose == how for one in listed) for how in ("folder", "unknown"))
+    if not folders + unknown:
+        return ()
+    subjects = len({case.subject_id for case in cohort})
+    return (
+        f"W_SUBJECT: whose image it is was guessed for {folders + unknown} of {len(listed)} images ({folders} by their "
+        f"folder, {unknown} taken as a subject of their own; {subjects} subjects). A person in two splits spoils every "
+        "score: if that may be, give a table with case_id and subject_id.",
+    )
 
 
 def _pseudonymised(cohort: Cohort, path: Path) -> Cohort:

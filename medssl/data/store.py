@@ -221,6 +221,12 @@ class StoredCase:
         """Image value outside the grid."""
         return float(self.meta["fill"])
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether every channel of the image has one value only, so that there is nothing to learn from it."""
+        warnings: list[str] = self.meta["warnings"]
+        return sum(warning.startswith("W_CONSTANT") for warning in warnings) >= self.channels
+
     def has(self, name: str) -> bool:
         """Whether the case has this array; every case has an image and a body."""
         return name in {"image", "body"} or (name in {"label", "source_label"} and self.labelled)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision, Precision
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 
 from medssl.engine.optim import TrainConfig
@@ -45,8 +46,13 @@ def resolve_precision(precision: Literal["auto", "32", "bf16", "16"], *, device:
     return "32"
 
 
-def make_fabric(config: TrainConfig) -> tuple[Fabric, Literal["32", "bf16", "16"]]:
-    """Fabric on the best accelerator there is, launched, and the precision that it runs in."""
+def make_fabric(config: TrainConfig, *, unused_parameters: bool = False) -> tuple[Fabric, Literal["32", "bf16", "16"]]:
+    """Fabric on the best accelerator there is, launched, and the precision that it runs in.
+
+    Args:
+        config: Devices, strategy and precision.
+        unused_parameters: Whether some parameters get no gradient in some steps, which DDP must then look for.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = resolve_precision(config.precision, device=device)
     plugin: Precision = Precision()
@@ -54,7 +60,10 @@ def make_fabric(config: TrainConfig) -> tuple[Fabric, Literal["32", "bf16", "16"
         plugin = KeepInputs("bf16-mixed", device)
     elif precision == "16":
         plugin = KeepInputs("16-mixed", device)
-    fabric = Fabric(accelerator=device, strategy=config.strategy, devices=config.devices, plugins=plugin)
+    strategy: str | DDPStrategy = config.strategy
+    if unused_parameters and config.devices > 1 and config.strategy in {"auto", "ddp"}:
+        strategy = DDPStrategy(find_unused_parameters=True)
+    fabric = Fabric(accelerator=device, strategy=strategy, devices=config.devices, plugins=plugin)
     fabric.launch()
     return fabric, precision
 
@@ -112,6 +121,7 @@ def _out_of_memory(config: TrainConfig) -> EnvironmentFaultError:
         else "a smaller crop_voxels"
     )
     return EnvironmentFaultError(
-        f"memory ran out at {config.batch_size} samples a step. The last checkpoint is good; start anew with {less}.",
+        f"memory ran out at {config.batch_size} samples a step. The last checkpoint is good, but of "
+        f"other batches; start in another folder with {less}.",
         code="E_OUT_OF_MEMORY",
     )

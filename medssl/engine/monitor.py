@@ -95,32 +95,36 @@ def collapse_alarm(results: Mapping[str, float]) -> str | None:
 
 
 class PlateauAlarm:
-    """Warns once while the loss stays where a network that ignores its input would be.
+    """Warns once while the loss, or another number, stays where a network that ignores its input would be.
 
     Args:
-        chance: Loss of such a network; None switches the alarm off.
+        chance: Value for such a network; None switches the alarm off.
+        monitor: What is watched, for the sentence.
         tolerance: The running mean must fall below ``chance * (1 - tolerance)``.
         after_step: Steps of grace.
     """
 
-    def __init__(self, chance: float | None, *, tolerance: float = 0.02, after_step: int = 0) -> None:
+    def __init__(
+        self, chance: float | None, *, monitor: str = "loss", tolerance: float = 0.02, after_step: int = 0
+    ) -> None:
         self.chance = chance
+        self.monitor = monitor
         self._bound = math.inf if chance is None else chance - tolerance * abs(chance)
         self._tolerance = tolerance
         self._after_step = after_step
         self._mean: float | None = None
         self._raised = False
 
-    def update(self, step: int, loss: float) -> str | None:
-        """Take in the mean loss of the latest window; a sentence if it is time to worry.
+    def update(self, step: int, value: float) -> str | None:
+        """Take in the mean of the latest window; a sentence if it is time to worry.
 
         Args:
             step: Steps taken so far.
-            loss: Mean since the last call.
+            value: Mean since the last call.
         """
-        if not math.isfinite(loss):
+        if not math.isfinite(value):
             return None
-        self._mean = loss if self._mean is None else self._mean + _FOLLOW * (loss - self._mean)
+        self._mean = value if self._mean is None else self._mean + _FOLLOW * (value - self._mean)
         if self._mean < self._bound:
             self._raised = False
             return None
@@ -128,8 +132,8 @@ class PlateauAlarm:
             return None
         self._raised = True
         return (
-            f"loss {self._mean:.4g} is not below {self.chance:.4g} by {self._tolerance:.0%} after {step} steps; "
-            f"{self.chance:.4g} is what a network gets that ignores its input"
+            f"{self.monitor} {self._mean:.4g} is not below {self.chance:.4g} by {self._tolerance:.0%} after {step} "
+            f"steps; {self.chance:.4g} is what a network gets that ignores its input"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -36,10 +37,11 @@ class TrainConfig(Config):
         precision: Autocast type; ``auto`` takes bf16 where the hardware has it, and 32 elsewhere.
         compile: Compile the trainable's child modules with ``torch.compile``.
         channels_last: Keep convolution kernels in channels-last memory.
-        average_weights: Decay of an exponential moving average of the weights, in [0, 1); 0 keeps none.
+        average_weights: Decay of an exponential moving average of the weights, in [0, 1), which is what is checked and
+            exported; 0 keeps none.
         checkpoint_every: Steps between two checkpoints; the last step is always saved.
         keep_checkpoints: Generations of checkpoints that stay on the disk.
-        check_every: Steps between two runs of the held-out checks; the last step is always checked.
+        check_every: Steps between two runs of the held-out checks; the start and the last step are always checked.
         log_every: Steps between two lines of the journal.
         num_workers: Processes that load data; 0 loads in the loop.
         devices: Devices, and so processes, to train on.
@@ -166,6 +168,16 @@ class WeightAverage:
     def state_dict(self) -> dict[str, Tensor]:
         """State that the module loads strictly: averaged parameters, and its present buffers."""
         return {**self._module.state_dict(), **dict(zip(self._names, self._average, strict=True))}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in the module's place for a while; the module has its own weights back after, bit for bit."""
+        own = [parameter.clone() for parameter in self._followed]
+        torch._foreach_copy_(self._followed, self._average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self._followed, own)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` gave."""

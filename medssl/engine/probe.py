@@ -104,7 +104,7 @@ def regression_probe(
     *,
     test_features: Float[np.ndarray, "m d"],
     test_targets: Float[np.ndarray, "m t"],
-    l2: float = 1e-2,
+    l2: float = 1.0,
 ) -> float:
     """R² of ridge regression, such as of crop positions; averaged over targets.
 
@@ -113,7 +113,8 @@ def regression_probe(
         train_targets: Numbers to foretell, such as a position in [0, 1] along each axis.
         test_features: Rows of held-out subjects.
         test_targets: Theirs.
-        l2: Penalty on standardised features, as a share of the number of samples.
+        l2: Penalty on standardised features, as a share of the number of samples; strong by default, since a probe
+            often has fewer crops than features.
 
     Returns:
         ``1 − Σ(y − ŷ)² / Σ(y − ȳ)²``, at most 1; 0 is the held-out mean, below 0 is worse. NaN if no target varies.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,31 +15,52 @@ from medssl.runfolder import RunFolder
 
 _MAX_SKIPS_IN_A_ROW = 5
 
+Totals = dict[str, tuple[float, float]]
+
 
 class Window:
     """Scalars and times of the steps since the last journal line, left on the device until asked for."""
 
     def __init__(self) -> None:
-        self._scalars: list[Mapping[str, Tensor]] = []
-        self._steps = 0
+        self._pending: list[Mapping[str, Tensor]] = []
+        self._sums: Totals = {}
+        self._steps = 0.0
         self._start = time.perf_counter()
         self._waited = 0.0
 
     def add(self, scalars: Sequence[Mapping[str, Tensor]], *, waited: float) -> None:
         """Book one step: the scalars (without graph) of its micro batches, and the seconds it waited for data."""
-        self._scalars.extend(scalars)
+        self._pending.extend(scalars)
         self._steps += 1
         self._waited += waited
 
-    def means(self) -> dict[str, float]:
-        """Mean of each scalar over its finite values (NaN where none is), seconds a step, share of waiting."""
-        means: dict[str, float] = {}
-        names = dict.fromkeys(name for scalars in self._scalars for name in scalars)
+    def totals(self) -> Totals:
+        """Numerator and denominator of each mean: scalars over their finite values, seconds a step, share of waiting.
+
+        Scalars are added one after the other, so that the moment of asking does not change a bit.
+        """
+        names = dict.fromkeys(name for scalars in self._pending for name in scalars)
         for name in names:
-            values = torch.stack([scalars[name].float() for scalars in self._scalars if name in scalars])
-            means[name] = float(values[torch.isfinite(values)].mean())
+            found = torch.stack([scalars[name].float() for scalars in self._pending if name in scalars]).tolist()
+            total, count = self._sums.get(name, (0.0, 0.0))
+            for value in filter(math.isfinite, found):
+                total, count = total + value, count + 1
+            self._sums[name] = (total, count)
+        self._pending.clear()
         elapsed = time.perf_counter() - self._start
-        return {**means, "step_seconds": elapsed / self._steps, "data_wait_share": self._waited / elapsed}
+        return {**self._sums, "step_seconds": (elapsed, self._steps), "data_wait_share": (self._waited, elapsed)}
+
+    def restore(self, totals: Mapping[str, Sequence[float]]) -> None:
+        """Go on from what :meth:`totals` gave."""
+        self._sums = {name: (total, count) for name, (total, count) in totals.items()}
+        elapsed, self._steps = self._sums.pop("step_seconds")
+        self._waited, _ = self._sums.pop("data_wait_share")
+        self._start = time.perf_counter() - elapsed
+
+
+def means(totals: Totals) -> dict[str, float]:
+    """The quotients of :meth:`Window.totals`; NaN where no value was finite."""
+    return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
 
 
 class SkipWatch:
@@ -76,8 +98,8 @@ class SkipWatch:
             if self.in_a_row >= _MAX_SKIPS_IN_A_ROW:
                 raise TrainingError(
                     f"step {step}: loss or gradient not finite in {self.in_a_row} steps in a row, the last with cases "
-                    f"{', '.join(cases)}. Lower train.lr, use train.precision=32, or look at these cases; the last "
-                    "checkpoint is good.",
+                    f"{', '.join(cases)}. Look at these cases, or start in another folder with a lower train.lr or "
+                    "train.precision=32.",
                     code="E_NONFINITE_LOSS",
                 )
         self._pending.clear()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from medssl.engine.checkpoint import Snapshot
 from medssl.engine.monitor import PlateauAlarm
 from medssl.engine.optim import WeightAverage
-from medssl.engine.record import SkipWatch
+from medssl.engine.record import SkipWatch, Totals, Window
 from medssl.errors import CheckpointError
 from medssl.trainable import Trainable
 
@@ -30,7 +30,9 @@ class TrainingState:
         plateau: The alarm and its memory.
         skips: Count of skipped steps.
         fingerprint: Digests of recipe and data that a checkpoint belongs to.
+        window: Scalars since the last journal line.
         losses: Means of the last journal line.
+        checks: Results of the last run of each check, as ``name/number``.
         alarms: Sentences raised so far.
     """
 
@@ -41,11 +43,18 @@ class TrainingState:
     plateau: PlateauAlarm
     skips: SkipWatch
     fingerprint: Mapping[str, str]
+    window: Window = field(default_factory=Window)
     losses: dict[str, float] = field(default_factory=dict)
+    checks: dict[str, float] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
 
-    def capture(self, step: int) -> Snapshot:
-        """Snapshot after ``step`` steps; its tensors are the live ones, to be written at once."""
+    def capture(self, step: int, *, window: Totals) -> Snapshot:
+        """Snapshot after ``step`` steps; its tensors are the live ones, to be written at once.
+
+        Args:
+            step: Steps taken.
+            window: Totals of all processes since the last journal line.
+        """
         tensors = {"weights": _only_tensors(self.trainable), "optimizer": self._optimizer_tensors()}
         if self.average is not None:
             tensors["average"] = self.average.state_dict()
@@ -54,14 +63,16 @@ class TrainingState:
             "skipped": self.skips.skipped,
             "skipped_in_a_row": self.skips.in_a_row,
             "plateau": self.plateau.state_dict(),
+            "window": window,
             "losses": self.losses,
+            "checks": self.checks,
             "alarms": self.alarms,
             "scaler": self.scaler.state_dict() if self.scaler is not None else {},
         }
         return Snapshot(step, tensors, state)
 
-    def restore(self, snapshot: Snapshot, *, allow_changed: Sequence[str] = ()) -> None:
-        """Put everything back.
+    def restore(self, snapshot: Snapshot, *, allow_changed: Sequence[str] = (), is_first: bool = True) -> None:
+        """Put everything back; the window, which is that of all processes, only in the first.
 
         Raises:
             CheckpointError: if the snapshot belongs to another recipe, other data or another architecture.
@@ -86,7 +97,10 @@ class TrainingState:
         self.plateau.load_state_dict(snapshot.state["plateau"])
         self.skips.skipped = snapshot.state["skipped"]
         self.skips.in_a_row = snapshot.state["skipped_in_a_row"]
+        if is_first:
+            self.window.restore(snapshot.state["window"])
         self.losses = dict(snapshot.state["losses"])
+        self.checks = dict(snapshot.state["checks"])
         self.alarms = list(snapshot.state["alarms"])
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -19,7 +19,7 @@ from medssl.engine.checkpoint import CheckpointStore
 from medssl.engine.device import compile_children, device_faults, make_fabric, seed_draws, use_channels_last
 from medssl.engine.monitor import PlateauAlarm, collapse_alarm
 from medssl.engine.optim import TrainConfig, WeightAverage, build_optimizer, learning_rate, set_learning_rate
-from medssl.engine.record import Recorder, SkipWatch, Window
+from medssl.engine.record import Recorder, SkipWatch, Totals, Window, means
 from medssl.engine.signals import StopSignals
 from medssl.engine.state import TrainingState
 from medssl.errors import CheckpointError, NoInputError, StoppedError, TrainingError
@@ -37,7 +37,9 @@ Batches = Callable[[int], Iterator[Batch]]
 class Check(Protocol):
     """A look at held-out cases while training goes on; run in eval mode, without gradients, in the first process.
 
-    ``every`` counts optimiser steps; 0 takes ``TrainConfig.check_every``. The last step is always checked.
+    ``every`` counts optimiser steps; 0 takes ``TrainConfig.check_every``. The start and the last step are always
+    checked: the first weights are what all later numbers are held against. Where weights are averaged, the average is
+    checked, as it is what is exported.
     """
 
     name: str
@@ -57,7 +59,7 @@ class FitResult:
         losses: Means of the last journal line.
         average: Averaged state that the trainable loads strictly, or None.
         alarms: What the monitors warned of.
-        checks: Results of the last run of each check in this call, as ``name/number``.
+        checks: Results of the last run of each check, as ``name/number``; of the averaged weights if there are any.
         skipped: Steps skipped for a loss or gradient that was not finite.
         precision: What "auto" became.
         resumed_from: Step that this call began at.
@@ -84,6 +86,7 @@ def fit(
     checks: Sequence[Check] = (),
     fingerprint: Mapping[str, str] | None = None,
     allow_changed: Sequence[str] = (),
+    on_start: Callable[[int], None] | None = None,
 ) -> FitResult:
     """Train ``trainable`` in place up to ``config.steps``, from the newest sound checkpoint of the run folder.
 
@@ -102,6 +105,7 @@ def fit(
         checks: Looks at held-out cases.
         fingerprint: Digests of what a checkpoint must share with this call, such as recipe and data.
         allow_changed: Keys of ``fingerprint`` that may differ.
+        on_start: Told the step to start at once it is sure that the run goes on; nothing was written before.
 
     Raises:
         StoppedError: after a signal; a checkpoint is left.
@@ -109,7 +113,7 @@ def fit(
         CheckpointError: if no checkpoint is sound, or none fits this call.
         EnvironmentFaultError: if the disk is full, memory runs out or the device is lost.
     """
-    fabric, precision = make_fabric(config)
+    fabric, precision = make_fabric(config, unused_parameters=trainable.unused_parameters)
     fabric.to_device(trainable)
     trainable.train()
     if config.channels_last:
@@ -128,8 +132,10 @@ def fit(
         fingerprint=fingerprint or {},
     )
     store = CheckpointStore(run.path / "checkpoints", keep=config.keep_checkpoints)
-    start = _resume(state, store, resume=resume, allow_changed=allow_changed)
+    start = _resume(state, store, resume=resume, allow_changed=allow_changed, is_first=fabric.is_global_zero)
     fabric.barrier()
+    if on_start is not None:
+        on_start(start)
     with ExitStack() as stack:
         recorder = Recorder(run, tensorboard=config.tensorboard, silent=not fabric.is_global_zero)
         stack.callback(recorder.close)
@@ -139,6 +145,7 @@ def fit(
         data = batches(start)
         stack.callback(getattr(data, "close", lambda: None))
         loop = _Loop(fabric, config, state=state, store=store, recorder=recorder, checks=checks, seed=seed)
+        loop.begin(start)
         for step in track(range(start, config.steps), "training", total=config.steps, completed=start):
             loop.step(step, data)
             done, last = step + 1, step + 1 == config.steps
@@ -158,7 +165,7 @@ def fit(
         losses=state.losses,
         average=state.average.state_dict() if state.average is not None else None,
         alarms=tuple(state.alarms),
-        checks=loop.results,
+        checks=state.checks if checks else {},
         skipped=state.skips.skipped,
         precision=precision,
         resumed_from=start,
@@ -182,9 +189,14 @@ class _Loop:
         self.fabric, self.config, self.state, self.store, self.recorder = fabric, config, state, store, recorder
         self.checks = checks if fabric.is_global_zero else ()
         self.seed = seed
-        self.window = Window()
-        self.results: dict[str, float] = {}
         self.model, self.optimizer = fabric.setup(_Forward(state.trainable), state.optimizer)
+
+    def begin(self, start: int) -> None:
+        """Check first weights, for reference, and finished ones that a kill left without results."""
+        if start == 0:
+            self._run_checks(0, self.checks)
+        elif start >= self.config.steps and not self.state.checks:
+            self.check(start, last=True)
 
     def step(self, step: int, data: Iterator[Batch]) -> None:
         """Forward and backward over the micro batches, clip, descend, and let averages and teachers follow."""
@@ -213,45 +225,52 @@ class _Loop:
         state.trainable.after_step(progress)
         if state.average is not None:
             state.average.update(step)
-        self.window.add([*scalars, {"grad_norm": norm}], waited=waited)
+        state.window.add([*scalars, {"grad_norm": norm}], waited=waited)
 
     def log(self, done: int) -> None:
         """Write the means since the last line, and look at the loss."""
         self._drain()
         state = self.state
-        state.losses = self._across_processes(self.window.means())
-        self.window = Window()
+        state.losses = means(self._across_processes(state.window.totals()))
+        state.window = Window()
         lr = learning_rate(done - 1, self.config)
         self.recorder.log(done, {**state.losses, "lr": lr, "skipped_steps": state.skips.skipped})
-        self._alarm(done, state.plateau.update(done, state.losses["loss"]))
+        self._alarm(done, state.plateau.update(done, state.losses[state.plateau.monitor]))
         if state.scaler is not None and state.scaler.get_scale() < _MIN_SCALE:
-            self._alarm(done, f"the fp16 loss scale fell to {state.scaler.get_scale():.2g}; use train.precision=bf16")
+            scale = state.scaler.get_scale()
+            self._alarm(done, f"the fp16 loss scale fell to {scale:.2g}; start another run with train.precision=bf16")
 
     def check(self, done: int, *, last: bool) -> None:
-        """Run the checks that are due, in eval mode and without gradients, and put every mode back."""
+        """Run the checks that are due, and look for collapse."""
         due = [check for check in self.checks if last or done % (check.every or self.config.check_every) == 0]
-        if not due:
-            return
-        trainable = self.state.trainable
-        modes = [(module, module.training) for module in trainable.modules()]
-        trainable.eval()
-        with torch.no_grad(), self.fabric.autocast():
-            for check in due:
-                self._seed(done, 0)
-                found = check(trainable, done)
-                named = {f"{check.name}/{key}": value for key, value in found.items()}
-                self.results.update(named)
-                self.recorder.log(done, named)
-                self._collapse(done, check.name, collapse_alarm(found))
-        for module, mode in modes:
-            module.training = mode
+        for name, found in self._run_checks(done, due).items():
+            self.state.checks.update({f"{name}/{key}": value for key, value in found.items()})
+            self._collapse(done, name, collapse_alarm(found))
 
     def save(self, done: int) -> None:
         """Write a checkpoint, in the first process, while the others wait."""
         self._drain()
+        window = self._across_processes(self.state.window.totals())
         if self.fabric.is_global_zero:
-            self.store.save(self.state.capture(done))
+            self.store.save(self.state.capture(done, window=window))
         self.fabric.barrier()
+
+    def _run_checks(self, done: int, due: Sequence[Check]) -> dict[str, dict[str, float]]:
+        """Run checks on what would be exported, in eval mode and without gradients, and put everything back."""
+        if not due:
+            return {}
+        trainable, average = self.state.trainable, self.state.average
+        modes = [(module, module.training) for module in trainable.modules()]
+        trainable.eval()
+        found = {}
+        with torch.no_grad(), self.fabric.autocast(), average.applied() if average is not None else nullcontext():
+            for check in due:
+                self._seed(done, 0)
+                found[check.name] = check(trainable, done)
+                self.recorder.log(done, {f"{check.name}/{key}": value for key, value in found[check.name].items()})
+        for module, mode in modes:
+            module.training = mode
+        return found
 
     def _seed(self, step: int, part: int) -> None:
         seed_draws(_mix(self.seed, step, part, self.fabric.global_rank), device=self.fabric.device)
@@ -276,12 +295,14 @@ class _Loop:
         for step, cases in self.state.skips.drain():
             self.recorder.log(step + 1, {"skipped": True, "cases": list(cases)})
 
-    def _across_processes(self, means: dict[str, float]) -> dict[str, float]:
+    def _across_processes(self, totals: Totals) -> Totals:
         if self.fabric.world_size == 1:
-            return means
-        values = torch.tensor(list(means.values()), device=self.fabric.device)
+            return totals
+        names = sorted(totals)
+        values = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=self.fabric.device)
         distributed.all_reduce(values)
-        return dict(zip(means, (values / self.fabric.world_size).tolist(), strict=True))
+        summed = dict(zip(names, values.tolist(), strict=True))
+        return {name: (summed[name][0], summed[name][1]) for name in totals}
 
     def _alarm(self, done: int, sentence: str | None) -> None:
         if sentence is not None:
@@ -293,8 +314,8 @@ class _Loop:
         self._alarm(done, sentence and f"check {name}: {sentence}")
         if sentence is not None and self.config.stop_on_collapse:
             raise TrainingError(
-                f"step {done}: check {name}: {sentence}. Lower train.lr, or change the method's settings against "
-                "collapse; train.stop_on_collapse=false only warns.",
+                f"step {done}: check {name}: {sentence}. Start in another folder with a lower train.lr or other "
+                "settings of the method, or go on with train.stop_on_collapse=false, which only warns.",
                 code="E_COLLAPSE",
             )
 
@@ -317,6 +338,7 @@ def _resume(
     *,
     resume: Literal["auto", "never", "must"],
     allow_changed: Sequence[str],
+    is_first: bool,
 ) -> int:
     """Step to start at, after putting back what the newest sound checkpoint holds."""
     steps = store.steps()
@@ -334,7 +356,7 @@ def _resume(
                 code="E_RESUME_NOTHING",
             )
         return 0
-    state.restore(snapshot, allow_changed=allow_changed)
+    state.restore(snapshot, allow_changed=allow_changed, is_first=is_first)
     _log.info("resuming from step %d in %s.", snapshot.step, store.folder)
     return snapshot.step
 
@@ -349,12 +371,13 @@ def _opening(fabric: Fabric, precision: str, state: TrainingState) -> dict[str, 
         "precision": precision,
         "trainable_parameters": parameters,
         "chance_level": state.plateau.chance,
+        "chance_monitor": state.plateau.monitor,
     }
 
 
 def _plateau_alarm(trainable: Trainable, config: TrainConfig) -> PlateauAlarm:
     grace = config.warmup_steps + min(_MAX_GRACE_STEPS, config.steps // 4)
-    return PlateauAlarm(trainable.chance_level(), after_step=grace)
+    return PlateauAlarm(trainable.chance_level(), monitor=trainable.chance_monitor, after_step=grace)
 
 
 def _next(data: Iterator[Batch], step: int) -> Batch:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from medssl.config import Config
-from medssl.data.cohort import Cohort, read_table
-from medssl.errors import CaseError, EnvironmentFaultError, GeometryError, MedSSLError, NoInputError, ReadError
+from medssl.data import pool
+from medssl.errors import CaseError, EnvironmentFaultError, GeometryError, MedSSLError, NoInputError
+from medssl.evaluation.matching import NO_PREDICTION, Pair, match
 from medssl.evaluation.metrics import Presence, Scores, score_labels
 from medssl.evaluation.statistics import cluster_bootstrap
-from medssl.io import is_image, read_volume, stem
+from medssl.io import read_volume
 from medssl.ledger import Ledger, Outcome
 from medssl.progress import track
 from medssl.runfolder import RunFolder, atomic_write
@@ -29,6 +29,9 @@ METRICS = ("dice", "nsd", "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml")
 ALL_STRUCTURES = "all"
 
 _GRID_TOLERANCE_MM = 0.1
+_IN_MM = ("nsd", "hd95_mm", "hd_mm", "assd_mm", "volume_ml", "reference_ml", "volume_error_ml")
+_UNSCORED = "W_LABEL_SET"
+_NO_MM = "W_NO_MM"
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class EvaluateConfig(Config):
         bootstrap: Draws of subjects for the intervals.
         seed: Of the draws.
         worst: Number of worst results to name in the summary.
+        xform: Which NIfTI transform to believe where the two disagree; by default such files are refused.
+        assume_spacing_mm: Voxel size of files that state none; without it their results in mm are left out.
     """
 
     label_values: tuple[int, ...] | None = None
@@ -55,6 +60,8 @@ class EvaluateConfig(Config):
     bootstrap: int = Field(2000, ge=100)
     seed: int = Field(0, ge=0)
     worst: int = Field(10, ge=0)
+    xform: Literal["sform", "qform"] | None = None
+    assume_spacing_mm: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class EvaluateResult:
     summary: pd.DataFrame | None = None
 
     def sentences(self) -> list[str]:
-        """What the numbers say, one sentence a structure and one for the worst result."""
+        """What the numbers say, one sentence a structure, one for the worst result, and what they leave out."""
         if self.cases is None or self.summary is None:
             return []
         found = [_sentence(str(label), part) for label, part in self.summary.groupby("label", sort=False)]
@@ -80,7 +87,7 @@ class EvaluateResult:
         if len(scored):
             row = scored.iloc[0]
             found.append(f"Worst: case {row['case_id']}, label {row['label']}, Dice {row['dice']:.3f}.")
-        return found
+        return found + _left_out(self.ledger)
 
 
 def evaluate(
@@ -105,11 +112,12 @@ def evaluate(
 
     Raises:
         NoInputError: if no case has both a prediction and a reference.
-        CaseError: E_NAME_CLASH, if two files of one folder differ only in upper case, accents or suffix.
+        CaseError: E_NAME_CLASH, if two files of one folder differ only in upper case, accents or suffix, or if one
+            prediction is named as the images of two cases.
     """
     config = config or EvaluateConfig()
     ledger = Ledger()
-    pairs = _match(predictions, labels, config, ledger)
+    pairs = match(predictions, labels, ledger, subjects=config.subjects, split=config.split)
     if dry_run:
         for pair in pairs:
             ledger.accept(pair.case_id)
@@ -117,23 +125,21 @@ def evaluate(
         return EvaluateResult(ledger)
     with RunFolder(out) as run:
         run.write_recipe({"command": "evaluate", **config.to_dict()})
-        scored: list[_Pair] = []
+        scored: list[Pair] = []
         rows: list[dict[str, Any]] = []
         for pair in track(pairs, "evaluate"):
-            try:
-                scores, warnings = _score(pair, config)
-            except EnvironmentFaultError:
-                raise
-            except MedSSLError as error:
-                _log.warning("%s: %s: %s", pair.case_id, error.code, error.message)
-                ledger.reject(pair.case_id, error)
+            found = pool.attempt(partial(_score, config=config), pair, pair.case_id)
+            if isinstance(found, EnvironmentFaultError):
+                raise found
+            if isinstance(found, MedSSLError):
+                _log.warning("%s: %s: %s", pair.case_id, found.code, found.message)
+                ledger.reject(pair.case_id, found)
                 continue
+            scores, warnings = found
             ledger.accept(pair.case_id, warnings=warnings)
             scored.append(pair)
-            rows += [
-                {"case_id": pair.case_id, "subject_id": pair.subject_id, "label": value, **found.to_dict()}
-                for value, found in scores.items()
-            ]
+            names = {"case_id": pair.case_id, "subject_id": pair.subject_id}
+            rows += [{**names, "label": value, **columns} for value, columns in scores.items()]
         atomic_write(out / "refused.csv", ledger.to_csv(Outcome.REJECTED, Outcome.IGNORED, Outcome.WARNED))
         ledger.check()
         run.journal.log(command="evaluate", **ledger.counts())
@@ -174,130 +180,20 @@ def summarise(cases: pd.DataFrame, *, bootstrap: int = 2000, seed: int = 0) -> p
         }
         for metric in METRICS:
             interval = (np.nan,) * 3
-            if len(scored):
-                subjects = scored["subject_id"].tolist()
-                interval = cluster_bootstrap(scored[metric].to_numpy(), subjects, num=bootstrap, seed=seed)
+            known = scored[scored[metric].notna()]
+            if len(known):
+                subjects = known["subject_id"].tolist()
+                interval = cluster_bootstrap(known[metric].to_numpy(), subjects, num=bootstrap, seed=seed)
             mean, low, high = interval
             rows.append({"label": label, "metric": metric, "mean": mean, "low": low, "high": high, **numbers})
     return pd.DataFrame(rows)
 
 
-class _Pair(NamedTuple):
-    case_id: str
-    subject_id: str
-    prediction: Path
-    reference: Path
-
-
-class _Reference(NamedTuple):
-    case_id: str
-    subject_id: str
-    name: str
-    path: Path
-    split: str | None
-
-
-def _match(predictions: Path, labels: Path, config: EvaluateConfig, ledger: Ledger) -> list[_Pair]:
-    """Announce every reference and every prediction by case, and book what has no partner."""
-    found = _by_name(predictions)
-    references = _references(labels, config)
-    pairs = []
-    for reference in references:
-        ledger.expect(reference.case_id)
-        prediction = found.pop(_folded(reference.name), None)
-        if config.split is not None and reference.split != config.split:
-            ledger.ignore(reference.case_id, f"not in split {config.split}")
-        elif prediction is not None:
-            pairs.append(_Pair(reference.case_id, reference.subject_id, prediction, reference.path))
-        elif config.split is None:
-            ledger.ignore(reference.case_id, "no prediction")
-        else:
-            message = (
-                f"{reference.case_id}: no prediction named {reference.name}; every case of split {config.split} needs "
-                "one, or the failures would be left out of the mean. Predict it, or see why it was refused."
-            )
-            ledger.reject(reference.case_id, CaseError(message, code="E_NO_PREDICTION"))
-    known = {reference.case_id for reference in references}
-    for path in found.values():
-        name = stem(path)
-        item = f"prediction {name}" if name in known else name
-        ledger.expect(item)
-        message = f"{name}: a prediction without a reference of that name. Give its label map, or take it away."
-        ledger.reject(item, ReadError(message, code="E_NO_LABEL"))
-    if not pairs:
-        raise NoInputError(
-            f"{predictions}: {len(found)} predictions and {len(references)} references, none with the same name. "
-            "Names without suffix must be equal."
-        )
-    return pairs
-
-
-def _references(labels: Path, config: EvaluateConfig) -> list[_Reference]:
-    if labels.suffix.lower() == ".csv":
-        cases = Cohort.from_csv(labels).select(labelled=True)
-        return [
-            _Reference(case.case_id, case.subject_id, stem(Path(case.image)), Path(str(case.label)), case.split)
-            for case in cases
-        ]
-    people = _subjects(Path(config.subjects)) if config.subjects else {}
-    references = []
-    for path in _by_name(labels).values():
-        name = stem(path)
-        person = people.get(name, {"subject_id": name})
-        references.append(_Reference(name, person["subject_id"], name, path, person.get("split")))
-    lost = [reference.case_id for reference in references if people and reference.case_id not in people]
-    if lost:
-        raise CaseError(
-            f"{config.subjects}: {len(lost)} of {len(references)} references are not in the table, first {lost[0]}; "
-            "the subject of every case is needed. Add them.",
-            code="E_TABLE",
-        )
-    return references
-
-
-def _subjects(path: Path) -> dict[str, dict[str, str]]:
-    """Row of each case in a table of subjects."""
-    rows: dict[str, dict[str, str]] = {}
-    for line, row in read_table(path, required=("case_id", "subject_id")):
-        if row["case_id"] in rows or not row["subject_id"]:
-            raise CaseError(
-                f"{path}: line {line}: case_id is used twice or subject_id is empty. Correct the table.", code="E_TABLE"
-            )
-        rows[row["case_id"]] = row
-    return rows
-
-
-def _by_name(folder: Path) -> dict[str, Path]:
-    """Images of a folder by their folded name.
-
-    Raises:
-        ReadError: if there is no such folder.
-        CaseError: E_NAME_CLASH, if two names differ only in upper case, accents or suffix.
-    """
-    if not folder.is_dir():
-        raise ReadError(f"{folder}: is not a folder of label maps. Correct the path.")
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_image(path) and not path.name.startswith("."):
-            found[_folded(stem(path))].append(path)
-    for paths in found.values():
-        if len(paths) > 1:
-            raise CaseError(
-                f"{folder}: {' and '.join(path.name for path in paths)} stand for one case; one file is needed. "
-                "Rename or remove the others.",
-                code="E_NAME_CLASH",
-            )
-    return {name: paths[0] for name, paths in found.items()}
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _score(pair: _Pair, config: EvaluateConfig) -> tuple[dict[int, Scores], tuple[str, ...]]:
-    """Scores of every structure asked for, or of those in this pair."""
-    reference, reference_source = read_volume(pair.reference, unit="label")
-    prediction, prediction_source = read_volume(pair.prediction, unit="label")
+def _score(pair: Pair, *, config: EvaluateConfig) -> tuple[dict[int, dict[str, float | str]], tuple[str, ...]]:
+    """Table columns of every structure asked for, or of those in this pair, and what to warn of."""
+    read = partial(read_volume, unit="label", xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
+    reference, reference_source = read(pair.reference)
+    prediction, prediction_source = read(pair.prediction)
     if prediction.array.shape != reference.array.shape:
         raise CaseError(
             f"{pair.case_id}: prediction of shape {prediction.geometry.shape}, reference {reference.geometry.shape}; "
@@ -310,8 +206,8 @@ def _score(pair: _Pair, config: EvaluateConfig) -> tuple[dict[int, Scores], tupl
             f"{pair.case_id}: prediction lies {distance:.2f} mm off its reference at a corner; {_GRID_TOLERANCE_MM} mm "
             "is allowed. Predict on the image that the reference was drawn on."
         )
-    in_reference = _values(reference.array)
-    values = config.label_values or sorted(in_reference | _values(prediction.array))
+    in_reference, in_prediction = _values(reference.array), _values(prediction.array)
+    values = config.label_values or sorted(in_reference | in_prediction)
     unknown = in_reference - set(values)
     if unknown:
         raise CaseError(
@@ -329,7 +225,14 @@ def _score(pair: _Pair, config: EvaluateConfig) -> tuple[dict[int, Scores], tupl
     warnings = [*reference_source.warnings, *prediction_source.warnings]
     if not in_reference:
         warnings.append("W_EMPTY_LABEL: the reference holds background only.")
-    return scores, tuple(warnings)
+    unscored = sorted(in_prediction - set(values))
+    if unscored:
+        warnings.append(f"{_UNSCORED}: the prediction holds the label values {unscored}, which were not asked for.")
+    columns = {value: found.to_dict() for value, found in scores.items()}
+    if not reference_source.has_spacing:
+        warnings.append(f"{_NO_MM}: no voxel size is known, so nothing was measured in mm; see assume_spacing_mm.")
+        columns = {value: {**row, **dict.fromkeys(_IN_MM, np.nan)} for value, row in columns.items()}
+    return columns, tuple(warnings)
 
 
 def _values(labels: np.ndarray[Any, Any]) -> set[int]:
@@ -337,7 +240,7 @@ def _values(labels: np.ndarray[Any, Any]) -> set[int]:
 
 
 def _tables(
-    scored: Sequence[_Pair], rows: Sequence[Mapping[str, Any]], config: EvaluateConfig
+    scored: Sequence[Pair], rows: Sequence[Mapping[str, Any]], config: EvaluateConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Case rows, every structure in every case and the worst first, and their summary."""
     cases = pd.DataFrame(rows)
@@ -346,7 +249,8 @@ def _tables(
     cases = full.merge(cases, how="left", on=["case_id", "subject_id", "label"])
     # a structure of other cases that is in neither map of this one
     neither = Scores(Presence.NEITHER, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0).to_dict()
-    cases = cases.fillna(neither).sort_values(["dice", "hd95_mm"], ascending=[True, False], kind="stable")
+    cases.loc[cases["presence"].isna(), list(neither)] = list(neither.values())
+    cases = cases.sort_values(["dice", "hd95_mm"], ascending=[True, False], kind="stable")
     return cases.reset_index(drop=True), summarise(cases, bootstrap=config.bootstrap, seed=config.seed)
 
 
@@ -365,6 +269,20 @@ def _write(out: Path, result: EvaluateResult, config: EvaluateConfig) -> None:
     atomic_write(out / "summary.json", json.dumps(content, indent=2))
 
 
+def _left_out(ledger: Ledger) -> list[str]:
+    """What the numbers do not tell, one sentence each."""
+    booked = list(ledger)
+    missing = sum(entry.reason == NO_PREDICTION or entry.code == "E_NO_PREDICTION" for entry in booked)
+    unscored = sum(f"{_UNSCORED}:" in entry.reason for entry in booked)
+    no_mm = sum(f"{_NO_MM}:" in entry.reason for entry in booked)
+    found = {
+        f"{missing} references have no prediction and are in no number above.": missing,
+        f"{unscored} predictions hold label values that were not asked for; see refused.csv.": unscored,
+        f"{no_mm} cases state no voxel size; surface and volume metrics leave them out.": no_mm,
+    }
+    return [sentence for sentence, count in found.items() if count]
+
+
 def _sentence(label: str, part: pd.DataFrame) -> str:
     rows = part.set_index("metric")
     first = rows.iloc[0]
@@ -372,14 +290,16 @@ def _sentence(label: str, part: pd.DataFrame) -> str:
     if first["cases"] == 0:
         return f"{name}: in no reference and no prediction of {first['neither']} cases."
 
-    def shown(metric: str, digits: int) -> str:
+    def shown(metric: str, digits: int, unit: str = "") -> str:
         row = rows.loc[metric]
+        if np.isnan(row["mean"]):
+            return "not measured"
         if np.isnan(row["low"]):
-            return f"{row['mean']:.{digits}f}"
-        return f"{row['mean']:.{digits}f} (95 % interval {row['low']:.{digits}f} to {row['high']:.{digits}f})"
+            return f"{row['mean']:.{digits}f}{unit}"
+        return f"{row['mean']:.{digits}f}{unit} (95 % interval {row['low']:.{digits}f} to {row['high']:.{digits}f})"
 
     return (
-        f"{name}: Dice {shown('dice', 3)}, surface Dice {shown('nsd', 3)}, HD95 {shown('hd95_mm', 2)} mm over "
+        f"{name}: Dice {shown('dice', 3)}, surface Dice {shown('nsd', 3)}, HD95 {shown('hd95_mm', 2, ' mm')} over "
         f"{first['cases']} cases of {first['subjects']} subjects; {first['missed']} missed, {first['invented']} "
         f"invented, {first['neither']} rightly empty."
     )

@@ -11,10 +11,9 @@ import hashlib
 import io
 import json
 import logging
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,24 +21,37 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 
+from medssl.config import Config
+from medssl.data import pool
 from medssl.data.prepare import PrepareConfig, read_image
 from medssl.data.store import StoredCase
-from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, MedSSLError, NoInputError, ReadError
+from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, MedSSLError, ReadError
+from medssl.evaluation.inputs import Job, plan
 from medssl.evaluation.metrics import score_labels
 from medssl.evaluation.segment import Segmented, label_map, load_network, segment_volume
 from medssl.evaluation.sliding_window import Axis, Network, Settings
-from medssl.io import Source, digest, is_image, stem, write_volume
+from medssl.io import digest, write_volume
 from medssl.ledger import Ledger, Outcome
 from medssl.nn.bundle import Passport, load_bundle
 from medssl.progress import track
 from medssl.runfolder import RunFolder, atomic_write, read_journal
 from medssl.volume import Volume
 
-_SUFFIX = ".nii.gz"
 _COLUMNS = ("item", "output", "source_digest", "output_digest", "voxels")
 
 _log = logging.getLogger(__name__)
+
+
+class PredictConfig(Config):
+    """Options of a prediction as a mapping, for the command line; see :func:`predict`."""
+
+    overlap: float = Field(0.5, ge=0, le=0.9)
+    mirror_axes: tuple[Axis, ...] = ()
+    batch: int = Field(2, ge=1)
+    xform: Literal["sform", "qform"] | None = None
+    assume_spacing_mm: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ def predict(
     """Write a label map ``<scan>.nii.gz`` for each scan, on the scan's own grid.
 
     Scans that are already done with the same bundle and settings are skipped after their digests are compared; a scan
-    that cannot be used is refused and the others go on.
+    that cannot be used is refused and the others go on. A label map that an earlier call left of a scan that is refused
+    now is removed, so that no map in the folder is older than its ledger.
 
     Args:
         bundle: What ``finetune`` left.
@@ -86,7 +99,7 @@ def predict(
     Raises:
         NoInputError: if there is no scan.
         CheckpointError: if the bundle is damaged or holds no segmentation model.
-        EnvironmentFaultError: if disk, memory or device stand in the way; finished scans stay valid.
+        EnvironmentFaultError: if the disk stands in the way; finished scans stay valid.
     """
     settings = Settings(overlap, tuple(mirror_axes), batch, _device(device))
     loaded = load_bundle(bundle)
@@ -95,7 +108,7 @@ def predict(
     asked = {name: value for name, value in asked.items() if value is not None}
     reading = PrepareConfig.parse({**loaded.passport.prepare, **asked}, source="prepare options")
     ledger = Ledger()
-    jobs = _plan(inputs, out, ledger)
+    jobs = plan(inputs, out, ledger)
     if dry_run:
         for job in jobs:
             ledger.accept(job.item)
@@ -114,22 +127,24 @@ def predict(
     outputs: list[Path] = []
     with RunFolder(out) as run:
         run.write_recipe({**recipe, "bundle": str(bundle), "device": settings.device, "medssl": version("medssl")})
-        done = _finished(run, key)
+        written = _written(run)
+        done = {item: record for item, record in written.items() if record.get("key") == key}
+        work = partial(_predict_one, network=network, reading=reading, passport=loaded.passport, settings=settings)
         for job in track(jobs, "predict"):
-            try:
-                record = _kept(job, done)
-                if record is None:
-                    record = _predict_one(job, network, reading, passport=loaded.passport, settings=settings)
-                    run.journal.log(event="predicted", key=key, **record)
-            except EnvironmentFaultError:
-                raise
-            except MedSSLError as error:
-                _log.warning("%s: %s: %s", job.item, error.code, error.message)
-                ledger.reject(job.item, error)
-            else:
-                ledger.accept(job.item, warnings=tuple(record["warnings"]))
-                records.append(record)
-                outputs.append(job.target)
+            kept = _kept(job, done)
+            record = pool.attempt(work, job, job.item) if kept is None else kept
+            if isinstance(record, EnvironmentFaultError):
+                raise record
+            if isinstance(record, MedSSLError):
+                _log.warning("%s: %s: %s", job.item, record.code, record.message)
+                ledger.reject(job.item, record)
+                continue
+            if kept is None:
+                run.journal.log(event="predicted", key=key, **record)
+            ledger.accept(job.item, warnings=tuple(record["warnings"]))
+            records.append(record)
+            outputs.append(job.target)
+        _remove_outdated(out, ledger, written, outputs)
         atomic_write(out / "predictions.csv", _table(records))
         atomic_write(out / "refused.csv", ledger.to_csv(Outcome.REJECTED, Outcome.DUPLICATE, Outcome.IGNORED))
         ledger.check()
@@ -186,74 +201,12 @@ def score_stored(
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class _Job:
-    item: str
-    path: Path
-    target: Path
-
-
-def _plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger) -> list[_Job]:
-    """Announce all inputs and book those that no label map can be made of; the rest is the work."""
-    given = [inputs] if isinstance(inputs, Path) else list(inputs)
-    jobs: list[_Job] = []
-    seen: set[Path] = set()
-    for item, path in _files(given, out):
-        ledger.expect(item)
-        if not path.exists():
-            ledger.reject(item, ReadError(f"{item}: there is no such file. Correct the path."))
-        elif not is_image(path):
-            ledger.ignore(item, "not an image by its name")
-        elif path.resolve() in seen:
-            ledger.duplicate(item, "given twice")
-        else:
-            seen.add(path.resolve())
-            jobs.append(_Job(item, path, out / f"{stem(path)}{_SUFFIX}"))
-    if not jobs:
-        raise NoInputError(
-            f"{', '.join(map(str, given)) or 'inputs'}: no image found; NIfTI, MHA, NRRD, PNG, JPEG or TIFF files are "
-            "needed. Give a scan or a folder of scans."
-        )
-    overwritten = seen & {job.target.resolve() for job in jobs}
-    if overwritten:
-        raise ConfigError(
-            f"{out}: label maps would overwrite {len(overwritten)} of the scans. Choose another output folder.",
-            code="E_OVERWRITE",
-        )
-    clashes = Counter(_folded(job) for job in jobs)
-    for job in jobs:
-        if clashes[_folded(job)] > 1:
-            message = (
-                f"{job.item}: {clashes[_folded(job)]} scans would be written to {job.target.name}, upper case and "
-                "accents apart; one is needed. Rename them, or predict them into folders of their own."
-            )
-            ledger.reject(job.item, CaseError(message, code="E_NAME_CLASH"))
-    return [job for job in jobs if clashes[_folded(job)] == 1]
-
-
-def _files(given: Iterable[Path], out: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file, through folders but not into the output folder or hidden places."""
-    for path in given:
-        if not path.is_dir():
-            yield path.name, path
-            continue
-        for file in sorted(path.rglob("*")):
-            relative = file.relative_to(path)
-            is_hidden = any(part.startswith(".") for part in relative.parts)
-            if file.is_file() and not is_hidden and not file.resolve().is_relative_to(out.resolve()):
-                yield relative.as_posix(), file
-
-
-def _folded(job: _Job) -> str:
-    return unicodedata.normalize("NFC", job.target.name).casefold()
-
-
 def _predict_one(
-    job: _Job, network: Network, reading: PrepareConfig, *, passport: Passport, settings: Settings
+    job: Job, *, network: Network, reading: PrepareConfig, passport: Passport, settings: Settings
 ) -> dict[str, Any]:
     """Read, segment and write one scan; give its record."""
     volume, source = read_image(job.path, reading)
-    if reading.spacing_mm is not None and reading.assume_spacing_mm is None and _states_no_spacing(source):
+    if reading.spacing_mm is not None and not source.has_spacing:
         raise CaseError(
             f"{job.item}: states no spacing; the bundle works at {reading.spacing_mm} mm. "
             "Give the true spacing with assume_spacing_mm.",
@@ -272,10 +225,6 @@ def _predict_one(
     }
 
 
-def _states_no_spacing(source: Source) -> bool:
-    return any(warning.startswith("W_NO_SPACING") for warning in source.warnings)
-
-
 def _segment(volume: Volume, network: Network, *, passport: Passport, settings: Settings) -> Segmented:
     """Run, once more with one window a pass if memory is short, and then name the fault."""
     single = Settings(settings.overlap, settings.mirror_axes, 1, settings.device)
@@ -284,7 +233,7 @@ def _segment(volume: Volume, network: Network, *, passport: Passport, settings: 
             return segment_volume(volume, network, passport=passport, settings=tried)
         except (torch.OutOfMemoryError, MemoryError):
             _log.warning("out of memory with %d windows a pass", tried.batch)
-    raise EnvironmentFaultError(
+    raise CaseError(
         f"device {settings.device}: out of memory for a volume of {volume.geometry.shape} voxels with one window a "
         "pass. Use the CPU (device=cpu) or a machine with more memory.",
         code="E_MEMORY",
@@ -309,19 +258,37 @@ def _device(name: str) -> str:
     return name
 
 
-def _finished(run: RunFolder, key: str) -> dict[str, dict[str, Any]]:
-    """Last record of each scan that an earlier run wrote with the same bundle and settings."""
+def _written(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Last record of each scan that earlier calls wrote."""
     path = run.path / "journal.jsonl"
     lines = read_journal(path) if path.exists() else []
-    return {line["item"]: line for line in lines if line.get("event") == "predicted" and line.get("key") == key}
+    return {line["item"]: line for line in lines if line.get("event") == "predicted"}
 
 
-def _kept(job: _Job, done: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _kept(job: Job, done: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The record of a scan whose file and label map are still what they were, or None."""
     record = done.get(job.item)
-    if record is None or not job.target.exists() or digest(job.target) != record["output_digest"]:
+    if record is None or not _has_digest(job.target, record["output_digest"]):
         return None
-    return record if digest(job.path) == record["source_digest"] else None
+    return record if _has_digest(job.path, record["source_digest"]) else None
+
+
+def _has_digest(path: Path, expected: str) -> bool:
+    try:
+        return digest(path) == expected
+    except ReadError:
+        return False
+
+
+def _remove_outdated(out: Path, ledger: Ledger, written: Mapping[str, dict[str, Any]], outputs: Sequence[Path]) -> None:
+    """Take away the label maps of earlier calls whose scans are refused now."""
+    for entry in ledger:
+        record = written.get(entry.item)
+        if record is None or entry.outcome is not Outcome.REJECTED:
+            continue
+        path = out / Path(record["output"]).name
+        if path not in outputs and _has_digest(path, record["output_digest"]):
+            path.unlink()
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> str:

@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import Field, JsonValue, model_validator
 
 from medssl.config import Config, apply_overrides, dump_yaml, load_yaml
 from medssl.data.store import ArrayStore
 from medssl.errors import ConfigError, NoInputError
+from medssl.evaluation.findings import compare_arms, findings, summarise_arms, without_true_negatives
 from medssl.evaluation.predict import score_stored
-from medssl.evaluation.statistics import CrossedMean, crossed_mean, paired_permutation_test
 from medssl.io import digest
 from medssl.progress import track
 from medssl.recipe import FinetuneRecipe, finetune, labelled_subjects, pretrain
@@ -169,12 +168,12 @@ def study(
             for arm in plan.arms
         ]
         results = pd.concat(list(_execute(runs, plan.workers, "study")), ignore_index=True)
-        summary = _summarise(results, plan)
-        comparisons = _compare(results, plan)
-        sentences = (*_tuning_sentence(plan, chosen), *_sentences(results, comparisons, plan))
+        counted, left_out = without_true_negatives(results)
+        summary = summarise_arms(counted, plan)
+        comparisons = compare_arms(counted, plan)
+        sentences = (*_tuning_sentence(plan, chosen), *left_out, *findings(counted, comparisons, plan))
         report = _write(out, plan, results=results, summary=summary, comparisons=comparisons, sentences=sentences)
-        for sentence in sentences:
-            run.journal.log(finding=sentence)
+        run.journal.log(command="study", runs=len(runs), findings=list(sentences))
     return StudyResult(sentences, report, summary, comparisons)
 
 
@@ -250,6 +249,7 @@ def _tune(plan: StudyConfig, make: _Runs, budgets: Sequence[int], run: RunFolder
         for seed in plan.tune_seeds
     ]
     table = pd.concat(list(_execute(runs, plan.workers, "tuning")), ignore_index=True)
+    table, _ = without_true_negatives(table)
     scores = table.groupby(["arm", "trial"], as_index=False)["dice"].mean()
     atomic_write(run.path / "tuning.csv", scores.to_csv(index=False))
     best = scores.loc[scores.groupby("arm")["dice"].idxmax()]
@@ -292,86 +292,6 @@ def _score(run: _Run) -> pd.DataFrame:
     atomic_write(done, table.to_csv(index=False))
     atomic_write(mark, stamp)
     return table
-
-
-def _grid(results: pd.DataFrame, arm: str, budget: int) -> pd.DataFrame:
-    """Dice of one arm at one budget, mean over structures: one row a seed, one column a test case."""
-    part = results[(results["arm"] == arm) & (results["budget"] == budget)]
-    return part.pivot_table(index="seed", columns=["subject_id", "case_id"], values="dice", aggfunc="mean").sort_index(
-        axis=1
-    )
-
-
-def _p_subjects(difference: pd.DataFrame) -> float:
-    """P of a permutation test that swaps the arms subject by subject, for the seeds at hand."""
-    means = difference.mean(axis=0)
-    return paired_permutation_test(means.to_numpy(), np.zeros(len(means)), _subjects(difference))
-
-
-def _subjects(grid: pd.DataFrame) -> list[str]:
-    return [str(subject) for subject in grid.columns.get_level_values("subject_id")]
-
-
-def _mean(grid: pd.DataFrame) -> CrossedMean:
-    return crossed_mean(grid.to_numpy(), _subjects(grid))
-
-
-def _summarise(results: pd.DataFrame, plan: StudyConfig) -> pd.DataFrame:
-    rows = []
-    for arm in plan.arms:
-        for budget in sorted(results["budget"].unique()):
-            interval = _mean(_grid(results, arm, budget))
-            part = results[(results["arm"] == arm) & (results["budget"] == budget)]
-            rows.append(
-                {
-                    "arm": arm, "labelled_subjects": budget, "dice": interval.mean, "low": interval.low,
-                    "high": interval.high,
-                    **{f"dice_{label}": dice for label, dice in part.groupby("label")["dice"].mean().items()},
-                    "nsd": part["nsd"].mean(), "hd95_mm": part["hd95_mm"].mean(),
-                    "missed": int((part["presence"] == "missed").sum()),
-                }
-            )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _compare(results: pd.DataFrame, plan: StudyConfig) -> pd.DataFrame:
-    """Each pretrained arm against the reference at the same budget, paired by seed and case."""
-    rows = []
-    for arm in plan.arms:
-        for budget in sorted(results["budget"].unique()) if arm != plan.reference else ():
-            difference = _grid(results, arm, budget) - _grid(results, plan.reference, budget)
-            interval = _mean(difference)
-            rows.append(
-                {
-                    "arm": arm, "labelled_subjects": budget, "dice_gain": interval.mean, "low": interval.low,
-                    "high": interval.high, "p": interval.p, "p_subjects": _p_subjects(difference),
-                }
-            )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _sentences(results: pd.DataFrame, comparisons: pd.DataFrame, plan: StudyConfig) -> list[str]:
-    """What the numbers allow to be said, and nothing more."""
-    found = []
-    for row in comparisons.to_dict("records"):
-        verdict = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not distinguishable from"
-        found.append(
-            f"With {row['labelled_subjects']} labelled subjects {row['arm']} is {verdict} {plan.reference}: Dice "
-            f"{row['dice_gain']:+.4f} (95 % interval {row['low']:+.4f} to {row['high']:+.4f}, p = {row['p']:.3f})."
-        )
-    budgets = sorted(int(budget) for budget in results["budget"].unique())
-    for arm in plan.arms:
-        for few in budgets if arm != plan.reference else ():
-            equal = [more for more in budgets if more > few and _is_equal(results, plan, arm=arm, few=few, more=more)]
-            if equal:
-                found.append(f"{arm} with {few} labelled subjects equals {plan.reference} with {max(equal)}.")
-    return found
-
-
-def _is_equal(results: pd.DataFrame, plan: StudyConfig, *, arm: str, few: int, more: int) -> bool:
-    """Whether the arm with few labels falls short of the reference with more by no more than the margin."""
-    difference = _grid(results, arm, few) - _grid(results, plan.reference, more)
-    return _mean(difference).low > -plan.margin
 
 
 def _tuning_sentence(plan: StudyConfig, chosen: Mapping[str, int]) -> list[str]:

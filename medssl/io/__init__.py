@@ -7,12 +7,15 @@ is believed. A file is read or refused with a code; whatever was assumed is a wa
 from __future__ import annotations
 
 import hashlib
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from medssl.errors import ReadError
+from medssl.errors import MedSSLError, ReadError
 from medssl.io import integrity, metaimage, nifti, nrrd, raster
 from medssl.io.source import IMAGE_SUFFIXES, Decoded, Source, is_image, stem, suffix
 from medssl.io.values import checked_values
@@ -58,7 +61,7 @@ def read_volume(
     """
     path = _header_of(path)
     data = integrity.read_bytes(path)
-    with np.errstate(all="ignore"):  # a damaged file holds odd numbers; each is checked where it is used
+    with _damage(path), np.errstate(all="ignore"):  # a damaged file holds odd numbers; each is checked where it is used
         decoded = _decode(data, path=path, unit=unit, xform=xform, assume_spacing_mm=assume_spacing_mm)
         array, said = checked_values(decoded.array, unit=unit, path=path)
     source = Source(
@@ -106,8 +109,22 @@ def digest(path: Path) -> str:
     """
     path = _header_of(path)
     data = integrity.read_bytes(path)
-    second = _second_file(data, path=path)
+    with _damage(path):
+        second = _second_file(data, path=path)
     return _sha256(data, integrity.read_bytes(second, missing="E_PAIR") if second else b"")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """No damage of a file that a reader did not foresee comes out as anything but a refusal of that file."""
+    try:
+        yield
+    except MedSSLError:
+        raise
+    except (ValueError, ArithmeticError, LookupError, TypeError, struct.error) as error:
+        raise ReadError(
+            f"{path}: the header holds impossible values ({type(error).__name__}). Take the source.", code="E_HEADER"
+        ) from error
 
 
 def _decode(

@@ -107,6 +107,20 @@ def numbers(text: str, count: int, *, what: str, path: Path) -> Float64[np.ndarr
     return found
 
 
+def whole_number(text: str, *, what: str, path: Path) -> int:
+    """The one whole number from 1 on of a header field.
+
+    Raises:
+        ReadError: E_HEADER.
+    """
+    value = float(numbers(text, 1, what=what, path=path)[0])
+    if not (value >= 1 and value.is_integer()):
+        raise ReadError(
+            f"{path}: {what} is {value:g}; a whole number from 1 on is needed. Take the source.", code="E_HEADER"
+        )
+    return int(value)
+
+
 def sizes(values: Float64[np.ndarray, " n"], *, path: Path) -> tuple[int, int, int]:
     """Voxels along three axes; a 2D image gets one slice, trailing ones are dropped.
 

@@ -94,7 +94,7 @@ def _fields(data: bytes, *, path: Path) -> tuple[dict[str, str], int]:
 
 
 def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[float, float, float] | None) -> itk.Layout:
-    dimensions = int(itk.numbers(fields.get("NDims", ""), 1, what="NDims", path=path)[0])
+    dimensions = itk.whole_number(fields.get("NDims", ""), what="NDims", path=path)
     shape = itk.sizes(itk.numbers(fields.get("DimSize", ""), dimensions, what="DimSize", path=path), path=path)
     element = fields.get("ElementType", "")
     if element not in _TYPES:
@@ -103,10 +103,8 @@ def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[floa
         raise ReadError(f"{path}: skips HeaderSize bytes, which is not read. Convert it to .mha.", code="E_ENCODING")
     if fields.get("DistanceUnits", "mm") not in {"mm", "?"}:
         raise GeometryError(f"{path}: its DistanceUnits are not mm. Convert it to mm.", code="E_UNITS")
-    channels = int(itk.numbers(fields.get("ElementNumberOfChannels", "1"), 1, what="channels", path=path)[0])
-    if channels < 1:
-        raise ReadError(f"{path}: {channels} channels; at least 1 is needed. Take the source.", code="E_HEADER")
-    stored = fields.get("ElementSpacing")
+    channels = itk.whole_number(fields.get("ElementNumberOfChannels", "1"), what="channels", path=path)
+    stored = fields.get("ElementSpacing", fields.get("ElementSize"))  # ITK falls back in the same way
     found = None if stored is None else itk.numbers(stored, dimensions, what="ElementSpacing", path=path)
     spacing, warnings = itk.spacings(found, dimensions, path=path, assume=assume_spacing_mm)
     directions, said = _directions(fields, dimensions, path=path)

@@ -333,6 +333,8 @@ def _with_spacing(
         )
     if (pixdim < 0).any():
         warnings += (f"W_PIXDIM: negative spacing {pixdim.tolist()} was taken as positive.",)
+    if header["pixdim"][0] not in {-1, 1}:
+        header["pixdim"][0] = 1  # by the standard 0 means 1; other values mean nothing
     header["pixdim"][1:4] = np.abs(pixdim)
     return header, warnings
 

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from medssl.errors import CaseError, GeometryError, ReadError
 from medssl.io import integrity, itk
@@ -45,6 +45,7 @@ _SPACES = {
     "lps": (1.0, 1.0, 1.0),
 }
 _SPATIAL_KINDS = {"domain", "space"}
+_SERIES_KINDS = {"time"}
 
 
 def read(data: bytes, *, path: Path, assume_spacing_mm: tuple[float, float, float] | None) -> Decoded:
@@ -118,7 +119,7 @@ def _second(fields: dict[str, str], *, path: Path) -> Path | None:
 
 
 def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[float, float, float] | None) -> itk.Layout:
-    dimensions = int(itk.numbers(fields.get("dimension", ""), 1, what="dimension", path=path)[0])
+    dimensions = itk.whole_number(fields.get("dimension", ""), what="dimension", path=path)
     counts = itk.numbers(fields.get("sizes", ""), dimensions, what="sizes", path=path)
     kind, encoding = fields.get("type", "").lower(), fields.get("encoding", "").lower()
     if kind not in _KINDS:
@@ -131,7 +132,7 @@ def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[floa
         )
     spatial, vectors = _axes(fields, dimensions, path=path)
     is_spatial = np.array(spatial)
-    columns, origin, warnings = _placed(fields, vectors, path=path, assume_spacing_mm=assume_spacing_mm)
+    columns, origin, warnings = _placed(fields, vectors, is_spatial, path=path, assume_spacing_mm=assume_spacing_mm)
     return itk.Layout(
         sizes=itk.sizes(counts[is_spatial], path=path),
         channels=int(counts[~is_spatial].prod()),
@@ -151,6 +152,7 @@ def _axes(fields: dict[str, str], dimensions: int, *, path: Path) -> tuple[list[
     if len(kinds) != dimensions or (directions is not None and len(directions) != dimensions):
         raise ReadError(f"{path}: kinds or directions do not fit {dimensions} axes. Take the source.", code="E_HEADER")
     spatial = [kind in _SPATIAL_KINDS for kind in kinds]
+    is_series = bool(_SERIES_KINDS & set(kinds))
     if directions is None:
         steps: list[np.ndarray | None] = [None] * sum(spatial)
     else:
@@ -162,7 +164,7 @@ def _axes(fields: dict[str, str], dimensions: int, *, path: Path) -> tuple[list[
                 code="E_SPACE_DIRS",
             )
         steps = [step for step in directions if step is not None]
-    if spatial.count(False) > 1 or (not all(spatial) and spatial[0] and spatial[-1]) or not any(spatial):
+    if is_series or spatial.count(False) > 1 or (not all(spatial) and spatial[0] and spatial[-1]) or not any(spatial):
         raise CaseError(
             f"{path}: axes of kinds {' '.join(kinds)}; spatial axes and at most one of channels "
             "at an end are read. Split the series into volumes.",
@@ -174,6 +176,7 @@ def _axes(fields: dict[str, str], dimensions: int, *, path: Path) -> tuple[list[
 def _placed(
     fields: dict[str, str],
     steps: list[np.ndarray | None],
+    is_spatial: Bool[np.ndarray, " n"],
     *,
     path: Path,
     assume_spacing_mm: tuple[float, float, float] | None,
@@ -206,7 +209,7 @@ def _placed(
     stored = fields.get("spacings")
     found = None
     if stored is not None:
-        found = itk.numbers(stored, len(stored.split()), what="spacings", path=path)[-count:]
+        found = itk.numbers(stored, len(is_spatial), what="spacings", path=path)[is_spatial]
     spacing, said = itk.spacings(found, count, path=path, assume=assume_spacing_mm)
     return to_lps @ np.diag(spacing), to_lps @ origin, warnings + said
 

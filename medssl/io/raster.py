@@ -50,6 +50,11 @@ def read(data: bytes, *, path: Path, unit: Unit, assume_spacing_mm: tuple[float,
     picture, name, is_turned = _open(data, path=path)
     if is_turned:
         warnings += ("W_EXIF: the picture was turned as its EXIF orientation says.",)
+    if unit == "label" and name == "jpeg":
+        raise CaseError(
+            f"{path}: a JPEG has other values than were drawn; a label map without loss is needed. Take the PNG.",
+            code="E_LABEL_VALUE",
+        )
     pixels, said = _pixels(picture, path=path, is_label=unit == "label")
     spacing = assume_spacing_mm or (1.0, 1.0, 1.0)
     if assume_spacing_mm is None:

@@ -26,6 +26,8 @@ IMAGE_SUFFIXES = (
     ".bmp",
 )
 
+_WITHOUT_SPACING = ("W_NO_SPACING", "W_SPACING_MISSING")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,6 +46,11 @@ class Source:
     format: str
     warnings: tuple[str, ...] = ()
     nifti_header: bytes | None = None
+
+    @property
+    def has_spacing(self) -> bool:
+        """Whether the file, or else the caller, said how large a voxel is in mm."""
+        return not any(warning.startswith(_WITHOUT_SPACING) for warning in self.warnings)
 
 
 @dataclass(frozen=True)

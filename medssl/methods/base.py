@@ -19,7 +19,7 @@ from medssl.nn.backbone import Backbone
 from medssl.nn.ema import update_ema
 from medssl.nn.heads import pool_pyramid
 from medssl.trainable import Progress, Trainable
-from medssl.views import ViewSampler
+from medssl.views import CaseArrays, ViewSampler, median_mm
 
 AugmentOption = dict[str, JsonValue] | list[dict[str, JsonValue]]
 
@@ -53,6 +53,11 @@ class Method(Trainable):
         self.encoder = encoder
         options = config.to_dict()["augment"]
         self.augment = build_augment(options, position_task=self.position_task, spacing_mm=spacing_mm)
+
+    @classmethod
+    def crop_spacing_mm(cls, config: Config, cases: Sequence[CaseArrays]) -> list[float]:  # noqa: ARG003
+        """Voxel size of the crops that the view sampler would cut from ``cases``; the median where they differ."""
+        return median_mm([case.spacing_mm for case in cases])
 
     @abstractmethod
     def view_sampler(self) -> ViewSampler:

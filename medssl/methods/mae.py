@@ -69,7 +69,8 @@ class MAE(Method):
 
     Losses: ``loss``, in squared units of the image. Monitor ``mean_predictor_ratio``: that loss over the loss of
     filling the hidden voxels with the mean of the crop's visible ones (with 0 where the target is normalised); a
-    network that has learned nothing has 1. A constant encoder cannot do better than the mean.
+    network that has learned nothing has 1. A constant encoder cannot do better than the mean, whatever share of the
+    blocks is flat.
 
     Reference: He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv:2111.06377, section 3;
     Wald et al., Revisiting MAE pre-training for 3D medical image segmentation, CVPR 2025, arXiv:2410.23132 (3D CNN).
@@ -77,6 +78,7 @@ class MAE(Method):
     hidden tokens; blocks are those of the image, whatever the encoder's stride.
     """
 
+    chance_monitor = "mean_predictor_ratio"
     citations = ("He et al., CVPR 2022, arXiv:2111.06377", "Wald et al., CVPR 2025, arXiv:2410.23132")
 
     def __init__(
@@ -132,9 +134,9 @@ class MAE(Method):
         seen = torch.where(mask, fill.to(image.dtype), image)
         return cast("Tensor", self.decoder(self.encoder(seen), seen)[0])
 
-    def chance_level(self) -> float | None:
-        """About 1 with a normalised target, which is what predicting 0 costs; no constant otherwise."""
-        return 1.0 if self.config.normalise_target else None
+    def chance_level(self) -> float:
+        """1, for a loss no better than the mean's."""
+        return 1.0
 
 
 def num_masked(blocks: int, ratio: float) -> int:

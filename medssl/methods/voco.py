@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from medssl.nn.backbone import Backbone
 from medssl.nn.ema import cosine_momentum, make_teacher
 from medssl.nn.heads import Projector, pool_pyramid
 from medssl.trainable import Batch, Losses, Progress
-from medssl.views import GridCrops, overlap_fractions
+from medssl.views import CaseArrays, GridCrops, median_mm, overlap_fractions
 
 Preset = Literal["paper", "released", "v1", "v2", "nnssl", "medssl"]
 Grid = tuple[int, int, int]
@@ -199,13 +199,13 @@ class VoCo(Method):
 
     def view_sampler(self) -> GridCrops:
         """All bases of the grid and some targets of one case."""
-        return GridCrops(
-            self.objective.grid,
-            self.config.crop_voxels,
-            num_targets=self.objective.num_targets,
-            position_mode=self.config.position_mode,
-            cell_mm=self.config.cell_mm,
-        )
+        return _sampler(self.config)
+
+    @classmethod
+    def crop_spacing_mm(cls, config: BaseConfig, cases: Sequence[CaseArrays]) -> list[float]:
+        """Median over the cases of the voxel size after the resizing of the view sampler."""
+        sampler = _sampler(cast("Config", config))
+        return median_mm([sampler.voxel_mm(case) for case in cases])
 
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Encoder and projector with their teachers, as far as there are any."""
@@ -341,6 +341,16 @@ def top1(similarity: Float[Tensor, "b t n"], overlap: Float[Tensor, "b t n"]) ->
     return (reached >= overlap.amax(dim=-1) - 1e-6).float().mean()
 
 
+def _sampler(config: Config) -> GridCrops:
+    return GridCrops(
+        config.objective.grid,
+        config.crop_voxels,
+        num_targets=config.objective.num_targets,
+        position_mode=config.position_mode,
+        cell_mm=config.cell_mm,
+    )
+
+
 class _Pair(NamedTuple):
     """Crops, pooled features or embeddings of the targets and of the bases of each volume."""
 
@@ -377,6 +387,10 @@ def _conflicts(config: Config, objective: Objective) -> list[tuple[bool, str]]:
             out <= num_bases,
             f"{out} output channels of the projector cannot hold {num_bases} orthogonal bases and a rest; "
             "raise projector_channels",
+        ),
+        (
+            objective.teacher == "head" and not objective.detach_bases,
+            "teacher head goes with detach_bases: its bases come from the teacher alone; set detach_bases to true",
         ),
         (objective.inter and objective.teacher == "none", "inter needs a teacher; set teacher to head or full"),
         (

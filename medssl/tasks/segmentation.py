@@ -154,6 +154,7 @@ class Segmentation(Task):
                 code="E_LABEL_SET",
             )
         self.config = config
+        self.unused_parameters = config.mode == "warmup_then_full"
         self.label_values = tuple(values)
         self.augment = build_augment(config.augment, spacing_mm=spacing_mm)
         with torch.random.fork_rng(devices=[]):

@@ -96,6 +96,9 @@ def test_a_position_task_refuses_a_mirror_and_takes_the_intensity_part_of_a_pres
     with pytest.raises(ConfigError, match="mirror in a task that learns positions") as caught:
         build_augment([{"name": "mirror"}], position_task=True)
     assert caught.value.code == "E_MIRROR"
+    with pytest.raises(ConfigError, match="affine in a task that learns positions") as moved:
+        build_augment([{"name": "noise"}, {"name": "affine"}], position_task=True)
+    assert moved.value.code == "E_POSITION_AUGMENT"
     assert len(build_augment({"preset": "mr_light"}).spatial) == 1
     reduced = build_augment({"preset": "mr_light"}, position_task=True)
     assert len(reduced.spatial) == 0

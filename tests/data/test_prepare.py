@@ -144,6 +144,56 @@ def test_labelled_voxels_are_never_cut() -> None:
     assert with_label.record["intensity"] == without.record["intensity"]
 
 
+def test_a_label_never_changes_how_a_case_that_is_scored_is_prepared(tmp_path: Path, write_nifti: WriteNifti) -> None:
+    volume = _head()
+    label = np.zeros(volume.array.shape[1:], np.uint8)
+    label[0:2, 0, 0] = 1
+    label[20, 22, 18] = 1
+    image_path = write_nifti(tmp_path / "image.nii.gz", volume.array[0])
+    label_path = write_nifti(tmp_path / "label.nii.gz", label)
+    splits = ("train", "val", "test", None)
+    cases = [
+        Case(case_id=f"c{i}", subject_id=f"s{i}", image=str(image_path), label=str(label_path), split=split)
+        for i, split in enumerate(splits)
+    ]
+    Cohort([*cases, Case(case_id="bare", subject_id="x", image=str(image_path))]).to_csv(tmp_path / "cohort.csv")
+    config = PrepareConfig.parse({"body_mask": {"mode": "otsu"}, "crop": {"mode": "foreground"}})
+    result = prepare(config, cohort=tmp_path / "cohort.csv", out=tmp_path / "store", workers=1)
+    assert result.store is not None
+    train, *others, bare = result.store.cases
+    assert train.shape == volume.geometry.shape
+    for case in others:
+        assert case.shape == bare.shape != train.shape
+        assert np.array_equal(case.read("image", (0, 0, 0), case.shape), bare.read("image", (0, 0, 0), bare.shape))
+        assert case.read("label", (0, 0, 0), case.shape).sum() == 1
+        assert case.source_label().sum() == 3
+        assert "W_CROP_LABEL" in " ".join(case.meta["warnings"])
+
+
+@pytest.mark.parametrize(("low", "high", "warned"), [(0, 1, True), (-160, 240, True), (-1000, 3000, False)])
+def test_values_that_are_no_hounsfield_units_are_said(low: float, high: float, warned: bool) -> None:
+    array = np.linspace(low, high, 1000, dtype=np.float32).reshape(1, 10, 10, 10)
+    config = PrepareConfig.parse({"modality": "CT", "intensity": {"mode": "hu"}})
+    prepared = prepare_volume(Volume(array, Geometry((10, 10, 10), np.eye(4)), "HU"), config)
+    assert [note.startswith(f"W_NOT_HU: values from {low} to {high}") for note in prepared.warnings] == [True] * warned
+
+
+@pytest.mark.parametrize("mode", ["robust_zscore", "hu", "none"])
+def test_a_stored_image_of_one_value_says_so(
+    tmp_path: Path, make_case: MakeCase, write_nifti: WriteNifti, mode: str
+) -> None:
+    make_case(tmp_path, "a")
+    write_nifti(tmp_path / "imagesTr/b.nii.gz", np.full((6, 7, 8), -900, np.int16))
+    cases = [
+        Case(case_id=name, subject_id=name, image=str(tmp_path / f"imagesTr/{name}.nii.gz")) for name in ("a", "b")
+    ]
+    Cohort(cases).to_csv(tmp_path / "cohort.csv")
+    config = PrepareConfig.parse({"intensity": {"mode": mode}})
+    store = prepare(config, cohort=tmp_path / "cohort.csv", out=tmp_path / "store", workers=1).store
+    assert store is not None
+    assert [case.is_constant for case in store.cases] == [False, True]
+
+
 def test_a_crop_full_of_tissue_has_no_background_to_cut() -> None:
     array = np.random.default_rng(0).normal(100, 20, (1, 20, 20, 20)).astype(np.float32)
     volume = Volume(array, Geometry((20, 20, 20), np.eye(4)), "arbitrary")
@@ -380,6 +430,39 @@ def test_stored_files_hold_no_path_and_no_case_id(tmp_path: Path, make_case: Mak
     for path in (tmp_path / "store").rglob("*"):
         if path.is_file():
             assert b"JOHN_DOE" not in path.read_bytes()
+
+
+def test_a_refusal_in_a_store_names_the_case_and_no_file(tmp_path: Path, make_case: MakeCase) -> None:
+    cases = []
+    folder = tmp_path / "DOE_JOHN 1970"
+    for name in ("cut_image", "cut_label", "lost_image", "lost_voxels", "good"):
+        image, label = make_case(folder, name)
+        if name.startswith("cut"):
+            spoiled = image if name == "cut_image" else label
+            spoiled.write_bytes(spoiled.read_bytes()[:90])
+        if name == "lost_voxels":
+            image = image.with_name("lost_voxels.mhd")
+            lines = ("ObjectType = Image", "NDims = 3", "DimSize = 2 2 2", "ElementType = MET_SHORT")
+            image.write_text("\n".join((*lines, "ElementDataFile = DOE JOHN.raw\n")))
+        cases.append(Case(case_id=name, subject_id=name, image=str(image), label=str(label)))
+    Cohort(cases).to_csv(tmp_path / "cohort.csv")
+    (folder / "imagesTr/lost_image.nii.gz").unlink()
+    result = prepare(PLAIN, cohort=tmp_path / "cohort.csv", out=tmp_path / "store", workers=1)
+    reasons = {entry.item: entry.reason for entry in result.ledger if entry.code}
+    assert reasons["cut_image"].startswith("case cut_image: image: ")
+    assert reasons["cut_label"].startswith("case cut_label: label: ")
+    assert reasons["lost_voxels"].startswith("case lost_voxels: image, second file: there is no such file")
+    text = (tmp_path / "store/refused.csv").read_text()
+    assert text.count("rejected") == 4
+    assert not [word for word in ("DOE", "1970", ".nii", ".raw", str(tmp_path)) if word in text]
+
+
+def test_an_output_in_the_place_of_a_file_is_found_before_the_work(tmp_path: Path, make_case: MakeCase) -> None:
+    cohort = _cohort(tmp_path, make_case, 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFaultError, match="a file lies where a folder is needed") as error:
+        prepare(PLAIN, cohort=cohort, out=tmp_path / "file", workers=1)
+    assert error.value.exit_code is ExitCode.ENVIRONMENT
 
 
 def test_a_full_disk_ends_with_one_sentence_and_leaves_no_half_entry(

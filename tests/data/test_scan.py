@@ -6,6 +6,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from medssl.data.cohort import Cohort
 from medssl.data.discover import safe_id
 from medssl.data.scan import ScanConfig, ScanResult, scan
-from medssl.errors import CaseError, ConfigError, ExitCode, NoInputError, ReadError
+from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError, ReadError
 from medssl.ledger import Outcome
 from medssl.runfolder import read_journal
 
@@ -253,7 +254,7 @@ def test_one_of_two_equal_files_is_kept_the_labelled_one(tmp_path: Path, make_ca
     result = _scan(tmp_path / "data", tmp_path / "out")
     assert [c.case_id for c in result.cohort] == ["b"]
     (copy,) = [entry for entry in result.ledger if entry.outcome is Outcome.DUPLICATE]
-    assert (copy.item, copy.reason) == ("imagesTr/a.nii.gz", "the same bytes as imagesTr/b.nii.gz")
+    assert (copy.item, copy.reason) == ("imagesTr/a.nii.gz", "the same voxels as imagesTr/b.nii.gz")
 
 
 def test_labels_without_or_with_several_images_are_refused(tmp_path: Path, write_nifti: WriteNifti) -> None:
@@ -262,8 +263,113 @@ def test_labels_without_or_with_several_images_are_refused(tmp_path: Path, write
     for name in ("a_seg", "a_mask", "b_seg", "r/c_seg"):
         write_nifti(tmp_path / f"d/{name}.nii.gz", _label())
     result = _scan(tmp_path / "d", tmp_path / "out")
-    assert _codes(result) == {"a_seg.nii.gz": "E_PAIR", "b_seg.nii.gz": "E_PAIR", "r/c_seg.nii.gz": "E_PAIR"}
-    assert {c.case_id: c.label is not None for c in result.cohort} == {"a": True, "p_c": False, "q_c": False}
+    assert _codes(result) == dict.fromkeys(
+        ("a_mask.nii.gz", "a_seg.nii.gz", "b_seg.nii.gz", "r/c_seg.nii.gz"), "E_PAIR"
+    )
+    assert {c.case_id: c.label is not None for c in result.cohort} == {"a": False, "p_c": False, "q_c": False}
+
+
+def test_a_brain_mask_beside_a_segmentation_is_not_taken_for_the_label(tmp_path: Path, write_nifti: WriteNifti) -> None:
+    write_nifti(tmp_path / "d/sub-01/anat/sub-01_T1w.nii.gz", _image(1))
+    derived = tmp_path / "d/derivatives/fp/sub-01/anat"
+    write_nifti(derived / "sub-01_desc-brain_mask.nii.gz", _label())
+    write_nifti(derived / "sub-01_dseg.nii.gz", _label(2))
+    result = _scan(tmp_path / "d", tmp_path / "out")
+    assert list(_codes(result).values()) == ["E_PAIR", "E_PAIR"]
+    assert [c.label for c in result.cohort] == [None]
+
+
+def test_four_digits_number_cases_where_nnunet_has_no_folder(tmp_path: Path, write_nifti: WriteNifti) -> None:
+    for number in range(3):
+        write_nifti(tmp_path / f"d/scan_{number:04d}.nii.gz", _image(number))
+    write_nifti(tmp_path / "d/scan_0002_seg.nii.gz", _label())
+    result = _scan(tmp_path / "d", tmp_path / "out")
+    assert {c.case_id: c.label is not None for c in result.cohort} == {
+        "scan_0000": False,
+        "scan_0001": False,
+        "scan_0002": True,
+    }
+
+
+def test_the_same_voxels_in_another_file_are_a_duplicate(tmp_path: Path, write_nifti: WriteNifti) -> None:
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    first = write_nifti(tmp_path / "d/a.nii.gz", _image(1), affine)
+    image = nib.load(first)
+    nib.save(image, tmp_path / "d/b.nii")
+    nib.save(image.as_reoriented(np.array([[1, 1], [0, -1], [2, 1]])), tmp_path / "d/c.nii.gz")
+    write_nifti(tmp_path / "d/e.nii.gz", _image(1), np.diag([1.0, 1.0, 3.0, 1.0]))
+    result = _scan(tmp_path / "d", tmp_path / "out")
+    assert [c.case_id for c in result.cohort] == ["a", "e"]
+    assert {e.reason for e in result.ledger if e.outcome is Outcome.DUPLICATE} == {"the same voxels as a.nii.gz"}
+
+
+def test_folders_that_cannot_be_entered_are_booked(
+    tmp_path: Path, write_nifti: WriteNifti, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "d"
+    write_nifti(data / "a.nii.gz", _image(1))
+    write_nifti(tmp_path / "far/b.nii.gz", _image(2))
+    (data / "more").symlink_to(tmp_path / "far")
+    (data / ".hidden").symlink_to(tmp_path / "far")
+    (data / "sub").mkdir()
+    (data / "sub/loop").symlink_to(data)
+    (data / "shut").mkdir()
+    scandir = os.scandir
+
+    def forbid(path: Any) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    result = _scan(data, tmp_path / "out")
+    assert _codes(result) == {"more": "E_LINK", "sub/loop": "E_LINK", "shut": "E_PERMISSION"}
+    followed = _scan(data, tmp_path / "out", follow_links=True)
+    assert _codes(followed) == {"sub/loop": "E_LINK", "shut": "E_PERMISSION"}
+    assert [c.case_id for c in followed.cohort] == ["a", "b"]
+
+
+def test_a_table_that_names_no_image_is_refused(tmp_path: Path, make_case: MakeCase) -> None:
+    make_case(tmp_path, "a")
+    (tmp_path / "m.csv").write_text("case_id,subject_id\na.nii.gz,s1\n")
+    with pytest.raises(CaseError, match=r"the first image has a, the first row a\.nii\.gz") as error:
+        _scan(tmp_path, tmp_path / "out", table="m.csv")
+    assert error.value.code == "E_TABLE"
+
+
+def test_one_warning_for_the_whole_scan_says_that_subjects_are_a_guess(
+    tmp_path: Path, make_case: MakeCase, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        make_case(tmp_path / "d", name)
+    result = _scan(tmp_path / "d", tmp_path / "out")
+    assert result.ledger.count(Outcome.ACCEPTED) == 2
+    (warning,) = result.warnings
+    assert warning.startswith("W_SUBJECT: whose image it is was guessed for 2 of 2 images (0 by their folder, 2 taken")
+    assert [record.getMessage() for record in caplog.records] == [warning]
+    assert read_journal(tmp_path / "out/journal.jsonl")[0]["warnings"] == [warning]
+    (tmp_path / "m.csv").write_text("case_id,subject_id\na,s1\nb,s1\n")
+    assert _scan(tmp_path / "d", tmp_path / "out", table=str(tmp_path / "m.csv")).warnings == ()
+
+
+def test_images_that_share_a_folder_are_of_one_subject(tmp_path: Path, write_nifti: WriteNifti) -> None:
+    names = ("all/P1/t0", "all/P1/t1", "all/P2/images/t0", "all/P2/late/t1", "all/P3/t0", "all/train/x", "all/train/y")
+    for number, name in enumerate(names):
+        write_nifti(tmp_path / f"d/{name}.nii.gz", _image(number))
+    result = _scan(tmp_path / "d", tmp_path / "out")
+    assert [c.subject_id for c in result.cohort] == ["P1", "P1", "P2", "P2", "all_P3_t0", "x", "y"]
+    assert "(4 by their folder, 3 taken as a subject of their own; 5 subjects)" in result.warnings[0]
+
+
+def test_an_output_in_the_place_of_a_file_is_found_before_the_work(
+    tmp_path: Path, make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_case(tmp_path / "d", "a")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("medssl.data.scan.pool.run", lambda *_, **__: pytest.fail("the work began"))
+    for out in ("file", "file/cohort.csv"):
+        with pytest.raises(EnvironmentFaultError):
+            _scan(tmp_path / "d", tmp_path / out)
 
 
 def test_names_that_differ_only_by_case_are_refused(tmp_path: Path, write_nifti: WriteNifti) -> None:

@@ -24,7 +24,7 @@ from medssl.engine.optim import TrainConfig
 from medssl.engine.trainer import fit
 from medssl.errors import StoppedError
 from medssl.runfolder import RunFolder, read_journal
-from medssl.trainable import Batch, Losses, Trainable
+from medssl.trainable import Batch, Losses, ParamGroup, Progress, Trainable
 
 GLOBAL_BATCH = 8
 
@@ -40,6 +40,18 @@ class Net(Trainable):
     def forward(self, batch: Batch) -> Losses:
         error = (self.net(batch["x"]) - batch["x"].sum(1, keepdim=True)).square().mean()
         return Losses(error, {"error": error})
+
+
+class Thawing(Net):
+    """Its first layer joins in after two steps, and is in the optimiser from the start."""
+
+    unused_parameters = True
+
+    def param_groups(self) -> list[ParamGroup]:
+        return [ParamGroup("all", list(self.parameters()))]
+
+    def before_step(self, progress: Progress) -> None:
+        self.net[0].requires_grad_(progress.step >= 2)
 
 
 def batches(start: int, *, bad: int = -1) -> Iterator[Batch]:
@@ -71,9 +83,13 @@ def process(folder: Path) -> None:
     """One of two: train, skip a step that only the other's data spoil, stop at a signal that only one receives."""
     torch.set_num_threads(1)
     result = {}
-    for name, source in [("plain", batches), ("bad", lambda start: batches(start, bad=2)), ("stopped", signalled)]:
+    for name, source, model in [
+        ("plain", batches, Net()),
+        ("thawing", batches, Thawing()),
+        ("bad", lambda start: batches(start, bad=2), Net()),
+        ("stopped", signalled, Net()),
+    ]:
         run = RunFolder(folder / name)
-        model = Net()
         try:
             if int(os.environ["RANK"]) == 0:
                 run.__enter__()
@@ -134,6 +150,19 @@ def test_two_processes_equal_one(two: tuple[Path, list[dict[str, object]]], tmp_
     lines = [line for line in read_journal(folder / "plain" / "journal.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[-1]["loss"] == pytest.approx(result.losses["loss"], abs=1e-5)
+
+
+def test_parameters_that_join_in_later_do_so_in_two_processes_too(
+    two: tuple[Path, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    _, (first, second) = two
+    assert first["thawing"] == second["thawing"]
+    model = Thawing()
+    with RunFolder(tmp_path) as run:
+        fit(model, batches, config(1), run=run, seed=0)
+    assert not torch.equal(model.net[0].weight, Net().net[0].weight)
+    for ours, theirs in zip(model.parameters(), first["thawing"], strict=False):
+        assert ours.detach().flatten().tolist() == pytest.approx(theirs, abs=1e-5)
 
 
 def test_a_step_that_is_bad_in_one_process_is_skipped_in_both(two: tuple[Path, list[dict[str, object]]]) -> None:

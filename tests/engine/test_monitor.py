@@ -94,6 +94,11 @@ def test_without_a_chance_level_or_a_finite_loss_there_is_no_alarm() -> None:
     assert PlateauAlarm(1.0).update(10, math.nan) is None
 
 
+def test_the_plateau_alarm_names_what_it_watches() -> None:
+    assert str(PlateauAlarm(1.0).update(1, 1.0)).startswith("loss 1 is not below 1 by 2% after 1 steps")
+    assert str(PlateauAlarm(1.0, monitor="ratio").update(1, 1.0)).startswith("ratio 1 is not below")
+
+
 def test_a_negative_chance_level_has_its_bound_below_it() -> None:
     assert PlateauAlarm(-1.0).update(1, -1.01) is not None
     assert PlateauAlarm(-1.0).update(1, -1.03) is None

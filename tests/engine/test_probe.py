@@ -93,6 +93,15 @@ def test_ridge_equals_its_normal_equations_and_noise_scores_at_most_zero() -> No
     assert found < 0.2
 
 
+def test_by_default_ridge_has_as_much_penalty_as_samples_and_noise_is_not_fitted() -> None:
+    rng = np.random.default_rng(1)
+    train, train_y = rng.standard_normal((60, 50)), rng.standard_normal((60, 1))
+    test, test_y = rng.standard_normal((40, 50)), rng.standard_normal((40, 1))
+    sides = {"test_features": test, "test_targets": test_y}
+    assert regression_probe(train, train_y, **sides) == regression_probe(train, train_y, **sides, l2=1.0)
+    assert regression_probe(train, train_y, **sides) > regression_probe(train, train_y, **sides, l2=1e-2) + 0.5
+
+
 def test_a_target_that_does_not_vary_is_left_out() -> None:
     rng = np.random.default_rng(0)
     y = rng.random((30, 2))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medssl.engine import device, trainer
+from medssl.engine.checkpoint import CheckpointStore
 from medssl.engine.device import KeepInputs, device_faults, ranks, resolve_precision
 from medssl.engine.optim import TrainConfig
 from medssl.engine.trainer import FitResult, fit
@@ -80,7 +81,10 @@ def _batches(accumulate: int = 1, *, hook: Callable[[int], float | None] = lambd
 
 def _fit(folder: Path, trainable: Trainable, batches: trainer.Batches | None = None, **options: Any) -> FitResult:
     settings = {"steps": 6, "lr": 0.01, "log_every": 2, "checkpoint_every": 3, "precision": "32"}
-    keywords = {name: options.pop(name) for name in set(options) & {"resume", "checks", "fingerprint", "allow_changed"}}
+    keywords = {
+        name: options.pop(name)
+        for name in set(options) & {"resume", "checks", "fingerprint", "allow_changed", "on_start"}
+    }
     with RunFolder(folder) as run:
         return fit(
             trainable, batches or _batches(), TrainConfig(**{**settings, **options}), run=run, seed=7, **keywords
@@ -338,11 +342,53 @@ class Watch:
 def test_checks_run_when_due_and_at_the_end(tmp_path: Path) -> None:
     often, default = Watch("often", 4), Watch("default")
     result = _fit(tmp_path, Regressor(), steps=10, check_every=3, checks=[often, default])
-    assert often.seen == [4, 8, 10]
-    assert default.seen == [3, 6, 9, 10]
+    assert often.seen == [0, 4, 8, 10]
+    assert default.seen == [0, 3, 6, 9, 10]
     assert result.checks == {"often/value": 5.0, "default/value": 5.0}
     lines = [line for line in read_journal(tmp_path / "journal.jsonl") if "often/value" in line]
-    assert [line["step"] for line in lines] == [4, 8, 10]
+    assert [line["step"] for line in lines] == [0, 4, 8, 10]
+
+
+def test_first_weights_are_checked_once_and_not_judged(tmp_path: Path) -> None:
+    watch = Watch(every=5, rank_share=0.01)
+    result = _fit(tmp_path, Regressor(), steps=4, checkpoint_every=2, checks=[watch])
+    assert watch.seen == [0, 4]
+    assert [line["step"] for line in read_journal(tmp_path / "journal.jsonl") if "alarm" in line] == [4]
+    assert len(result.alarms) == 1
+    again = Watch()
+    _fit(tmp_path, Regressor(), steps=6, checkpoint_every=2, checks=[again])
+    assert again.seen == [6]
+
+
+class Weigh:
+    """A check that tells the first weight."""
+
+    name, every = "weigh", 2
+
+    def __call__(self, trainable: Trainable, step: int) -> dict[str, float]:
+        return {"weight": float(next(trainable.parameters()).detach().flatten()[0])}
+
+
+def test_checks_look_at_the_averaged_weights_and_leave_the_others_alone(tmp_path: Path) -> None:
+    plain, watched = Regressor(), Regressor()
+    _fit(tmp_path / "plain", plain, average_weights=0.9)
+    result = _fit(tmp_path / "watched", watched, average_weights=0.9, checks=[Weigh()])
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert result.average is not None
+    average = float(result.average["net.0.weight"].flatten()[0])
+    assert result.checks == {"weigh/weight": average}
+    assert average != float(watched.net[0].weight.detach().flatten()[0])
+
+
+def test_a_finished_run_called_again_has_the_results_of_its_checks(tmp_path: Path) -> None:
+    first = _fit(tmp_path / "a", Regressor(), average_weights=0.9, checks=[Weigh()])
+    watch = Watch()
+    assert _fit(tmp_path / "a", Regressor(), average_weights=0.9, checks=[watch]).checks == first.checks
+    assert watch.seen == []
+    unchecked = _fit(tmp_path / "b", Regressor(), average_weights=0.9)
+    assert unchecked.checks == {}
+    again = _fit(tmp_path / "b", Regressor(), average_weights=0.9, checks=[Weigh()])
+    assert again.checks == first.checks
 
 
 def test_checks_change_neither_modes_nor_the_run(tmp_path: Path) -> None:
@@ -382,6 +428,53 @@ def test_a_loss_on_its_plateau_raises_an_alarm_that_a_resume_remembers(
     assert "is what a network gets that ignores its input" in caplog.text
     assert any("alarm" in line for line in read_journal(tmp_path / "journal.jsonl"))
     assert _fit(tmp_path, Regressor(chance=1e-6), steps=12).alarms == result.alarms
+
+
+def test_the_alarm_watches_what_the_trainable_names(tmp_path: Path) -> None:
+    class Named(Regressor):
+        chance_monitor = "mean"
+
+    result = _fit(tmp_path, Named(chance=-100.0))
+    assert result.alarms[0].startswith("mean ")
+    assert read_journal(tmp_path / "journal.jsonl")[0]["chance_monitor"] == "mean"
+    assert _fit(tmp_path / "other", Named(chance=100.0)).alarms == ()
+
+
+def test_a_kill_between_two_lines_of_the_journal_leaves_the_same_lines_and_the_same_alarm(tmp_path: Path) -> None:
+    def lines(folder: Path) -> list[dict[str, Any]]:
+        times = {"step_seconds", "data_wait_share"}
+        found = [line for line in read_journal(folder / "journal.jsonl") if "loss" in line or "alarm" in line]
+        return [{key: value for key, value in line.items() if key not in times} for line in found]
+
+    options = {"steps": 9, "log_every": 4, "checkpoint_every": 3}
+    straight = _fit(tmp_path / "straight", Regressor(chance=1e-6), **options)
+
+    def die(number: int) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "killed", Regressor(chance=1e-6), _batches(hook=die), **options)
+    resumed = _fit(tmp_path / "killed", Regressor(chance=1e-6), **options)
+    assert resumed.resumed_from == 3
+    assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
+    states = [
+        CheckpointStore(tmp_path / name / "checkpoints").load().state["plateau"] for name in ("straight", "killed")
+    ]
+    assert states[0] == states[1]
+    assert resumed.losses["loss"] == straight.losses["loss"]
+
+
+def test_nothing_is_told_or_written_before_a_resume_is_granted(tmp_path: Path) -> None:
+    told: list[int] = []
+    _fit(tmp_path, Regressor(), fingerprint={"recipe": "a"}, on_start=told.append)
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(CheckpointError):
+        _fit(tmp_path, Regressor(), fingerprint={"recipe": "b"}, on_start=told.append)
+    assert told == [0]
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    _fit(tmp_path, Regressor(), fingerprint={"recipe": "a"}, on_start=told.append, steps=8)
+    assert told == [0, 6]
 
 
 def test_averaged_weights_lag_behind_and_load_strictly(tmp_path: Path) -> None:

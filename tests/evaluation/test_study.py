@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from medssl.config import load_yaml
 from medssl.data.store import ArrayStore
 from medssl.errors import CheckpointError, ConfigError, NoInputError
 from medssl.evaluation import study as module
+from medssl.evaluation.findings import compare_arms, findings, summarise_arms, without_true_negatives
 from medssl.evaluation.study import StudyConfig, study
 from medssl.runfolder import read_journal
 
@@ -71,14 +73,20 @@ def table(
 def sentences(results: pd.DataFrame, **changes: Any) -> list[str]:
     arms = {arm: {} if arm == "scratch" else {"bundle": arm} for arm in results["arm"].unique()}
     config = StudyConfig.parse(plan(arms=arms, budgets=sorted({int(b) for b in results["budget"]}), **changes))
-    return module._sentences(results, module._compare(results, config), config)
+    return findings(results, compare_arms(results, config), config)
 
 
 def test_a_clear_gain_is_said_and_how_many_labels_it_saves() -> None:
     found = sentences(table({"scratch": {4: 0.6, 8: 0.68, 16: 0.75}, "voco": {4: 0.7, 8: 0.72, 16: 0.76}}))
     assert found[0].startswith("With 4 labelled subjects voco is better than scratch: Dice +0.")
     assert "95 % interval +0." in found[0]
-    assert "voco with 4 labelled subjects equals scratch with 8." in found
+    (equal,) = [
+        sentence for sentence in found if sentence.startswith("voco with 4 labelled subjects equals scratch with 8:")
+    ]
+    assert re.search(
+        r"Dice \+0\.\d{4}, and the lower end of its 95 % interval, [+-]0\.\d{4}, lies within the margin of 0\.005\.",
+        equal,
+    )
     assert not any("with 8 labelled subjects equals" in sentence for sentence in found)
 
 
@@ -99,9 +107,10 @@ def test_a_loss_is_said_as_plainly() -> None:
 def test_labels_are_only_saved_when_the_whole_interval_lies_above_the_margin() -> None:
     shares = {"scratch": {4: 0.60, 8: 0.70}, "voco": {4: 0.69, 8: 0.8}}
     precise, noisy = table(shares, noise=0.002), table(shares, noise=0.2)
-    assert "voco with 4 labelled subjects equals scratch with 8." not in sentences(precise)
-    assert "voco with 4 labelled subjects equals scratch with 8." in sentences(precise, margin=0.02)
-    assert "voco with 4 labelled subjects equals scratch with 8." not in sentences(noisy, margin=0.02)
+    told = "voco with 4 labelled subjects equals scratch with 8: Dice -0.0"
+    assert told not in " ".join(sentences(precise))
+    assert told in " ".join(sentences(precise, margin=0.02))
+    assert "equals" not in " ".join(sentences(noisy, margin=0.02))
 
 
 def test_one_seed_alone_allows_no_claim() -> None:
@@ -115,12 +124,30 @@ def test_comparisons_are_paired_by_seed_and_case() -> None:
     gain = np.where(results["arm"] == "voco", 0.01 * (1 + results["seed"]) + 0.001 * results["label"], 0.0)
     results["dice"] += gain
     config = StudyConfig.parse(plan(arms={"scratch": {}, "voco": {"bundle": "x"}}, budgets=[4]))
-    row = module._compare(results, config).iloc[0]
+    row = compare_arms(results, config).iloc[0]
     assert row["dice_gain"] == pytest.approx(np.mean([0.01, 0.02, 0.03, 0.04]) + 0.0015)
     # subjects differ by 0.05 and more, which a pairing cancels: only the four seeds are left
     spread = np.std([0.01, 0.02, 0.03, 0.04], ddof=1) / 2 * 3.182
     assert row["high"] - row["dice_gain"] == pytest.approx(spread, rel=1e-3)
     assert row["p_subjects"] < 0.01
+
+
+def test_structures_in_no_map_are_left_out_of_every_mean_and_counted() -> None:
+    results = table({"scratch": {4: 0.6}, "voco": {4: 0.6}}, noise=0.0)
+    is_empty = (results["label"] == 2) & results["subject_id"].isin([f"s{i}" for i in range(6)])
+    results.loc[is_empty, ["presence", "dice", "nsd", "hd95_mm"]] = ["neither", 1.0, 1.0, 0.0]
+    invented = is_empty & (results["subject_id"] == "s0") & (results["arm"] == "voco") & (results["seed"] == 0)
+    results.loc[invented, ["presence", "dice", "nsd", "hd95_mm"]] = ["invented", 0.0, 0.0, 99.0]
+    counted, said = without_true_negatives(results)
+    assert said == ["5 of 24 structures of cases are in no reference and no prediction; the means leave them out."]
+    config = StudyConfig.parse(plan(arms={"scratch": {}, "voco": {"bundle": "x"}}, budgets=[4]))
+    for row in summarise_arms(counted, config).to_dict("records"):
+        part = counted[counted["arm"] == row["arm"]]
+        assert len(part) == 4 * 19
+        assert row["hd95_mm"] == pytest.approx(part["hd95_mm"].mean())
+    assert compare_arms(counted, config).iloc[0]["dice_gain"] == pytest.approx(-1 / 2 / 4 / 12)
+    with pytest.raises(NoInputError, match="no structure in any case"):
+        without_true_negatives(results[results["presence"] == "neither"])
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import random
+import struct
 import zlib
 
 import numpy as np
@@ -209,6 +210,37 @@ def test_a_list_axis_at_either_end_becomes_the_channels(tmp_path):
     assert code_of(tmp_path / "a.nrrd", unit="label") == "E_NDIM"
 
 
+def test_spacings_are_those_of_the_spatial_axes(tmp_path):
+    fields = {"dimension": 4, "space": None, "space_directions": None, "space_origin": None}
+    voxels = np.arange(120, dtype="<i2").tobytes()
+    first = nrrd(voxels, sizes="2 3 4 5", kinds="vector domain domain domain", spacings="nan 1 2 3", **fields)
+    last = nrrd(voxels, sizes="3 4 5 2", kinds="domain domain domain list", spacings="1 2 3 nan", **fields)
+    for data in (first, last):
+        volume, _ = read_volume(saved(tmp_path, data, "a.nrrd"))
+        assert volume.geometry.spacing_mm == (1, 2, 3)
+        assert volume.array.shape == (2, 3, 4, 5)
+
+
+def test_an_element_size_stands_for_a_missing_spacing_as_in_simpleitk(tmp_path):
+    path = saved(tmp_path, meta(ElementSpacing=None, ElementSize="1 2 3"), "a.mha")
+    volume, source = assert_equals_simpleitk(path)
+    assert volume.geometry.spacing_mm == (1, 2, 3)
+    assert source.warnings == ()
+
+
+@pytest.mark.parametrize("fault", [ValueError, OverflowError, IndexError, KeyError, TypeError, struct.error])
+def test_damage_that_no_reader_foresaw_refuses_the_file(tmp_path, monkeypatch, fault):
+    def fail(*_, **__):
+        raise fault("odd")
+
+    monkeypatch.setattr("medssl.io.metaimage.data_file", fail)
+    monkeypatch.setattr("medssl.io.metaimage.read", fail)
+    path = saved(tmp_path, meta(), "a.mhd")
+    assert code_of(path) == "E_HEADER"
+    with pytest.raises(MedSSLError, match="impossible values"):
+        digest(path)
+
+
 def test_what_a_header_leaves_out_is_assumed_aloud(tmp_path):
     bare = saved(tmp_path, meta(ElementSpacing=None, TransformMatrix=None, Offset=None), "a.mha")
     assert codes(assert_equals_simpleitk(bare)[1]) == ["W_SPACING_MISSING", "W_NO_XFORM"]
@@ -251,6 +283,13 @@ def test_a_zero_spacing_can_be_replaced(tmp_path):
         ({"Offset": "0 0"}, "E_HEADER"),
         ({"Offset": "0 inf 0"}, "E_AFFINE"),
         ({"ElementNumberOfChannels": "0"}, "E_HEADER"),
+        ({"ElementNumberOfChannels": "nan"}, "E_HEADER"),
+        ({"ElementNumberOfChannels": "1e400"}, "E_HEADER"),
+        ({"ElementNumberOfChannels": "1.5"}, "E_HEADER"),
+        ({"NDims": "nan"}, "E_HEADER"),
+        ({"NDims": "inf"}, "E_HEADER"),
+        ({"NDims": "3.5"}, "E_HEADER"),
+        ({"NDims": "-1"}, "E_HEADER"),
         ({"HeaderSize": "-1"}, "E_ENCODING"),
         ({"DistanceUnits": "cm"}, "E_UNITS"),
         ({"ElementDataFile": "../secret.raw"}, "E_PATH"),
@@ -275,6 +314,10 @@ def test_an_impossible_metaimage_is_refused_with_its_code(tmp_path, fields, code
         ({"sizes": "3 4 4"}, "E_TRAILING"),
         ({"sizes": "3 4"}, "E_HEADER"),
         ({"dimension": None}, "E_HEADER"),
+        ({"dimension": "nan"}, "E_HEADER"),
+        ({"dimension": "3.5"}, "E_HEADER"),
+        ({"space_origin": ""}, "E_HEADER"),
+        ({"kinds": "time domain domain", "space_directions": None, "spacings": "1 1 1"}, "E_NDIM"),
         ({"type": "block"}, "E_DTYPE"),
         ({"encoding": "hex"}, "E_ENCODING"),
         ({"encoding": "bzip2"}, "E_ENCODING"),

@@ -370,6 +370,16 @@ def test_a_negative_pixdim_is_taken_as_positive_and_said(tmp_path):
     assert volume.geometry.isclose(Geometry((3, 4, 5), AFFINE))
 
 
+def test_a_qfac_of_zero_means_one(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(None, 0)
+    header = bytearray(image.to_bytes())
+    struct.pack_into("<f", header, 76, 0.0)  # pixdim[0]
+    volume, _ = read_volume(saved(tmp_path, bytes(header)))
+    assert np.array_equal(volume.geometry.affine, np.diag([1, 2, 3, 1]))
+
+
 def test_a_missing_spacing_can_be_assumed_and_is_said(tmp_path):
     data = nifti(SMALL, np.eye(4), pixdim=[1, 0, 2, 0, 1, 1, 1, 1], sform_code=0)
     volume, source = read_volume(saved(tmp_path, data), assume_spacing_mm=(0.5, 9.0, 4.0))

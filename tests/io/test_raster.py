@@ -180,6 +180,11 @@ def test_cut_and_damaged_pngs_are_refused_with_the_true_reason(tmp_path):
     assert code_of(tmp_path, png(9, 7, body=bytes(5))) in {"E_TRUNCATED", "E_CRC"}
 
 
+def test_a_jpeg_is_no_label_map(tmp_path):
+    drawn = (np.indices((64, 64)).sum(0) > 64).astype(np.uint8) * 255
+    assert code_of(tmp_path, picture(drawn, "JPEG", quality=75), "a.jpg", unit="label") == "E_LABEL_VALUE"
+
+
 def test_a_cut_jpeg_is_refused(tmp_path):
     data = picture(np.kron(COLOUR, np.ones((8, 8, 1), np.uint8)), "JPEG")
     assert code_of(tmp_path, data[: len(data) // 2], "a.jpg") == "E_TRUNCATED"

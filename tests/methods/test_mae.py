@@ -77,15 +77,26 @@ def test_decoder_that_gives_the_target_has_loss_zero():  # methods.md 8.14
     assert losses.scalars() == {"loss": 0.0, "reconstruction": 0.0, "mean_predictor_ratio": 0.0}
 
 
-def test_normalised_target_costs_about_one_for_a_network_that_predicts_nothing():  # methods.md 8.14, 11.1
+@pytest.mark.parametrize("flat", [0, 4])
+def test_normalised_target_costs_the_chance_level_for_a_network_that_predicts_nothing(flat):  # methods.md 8.14, 11.1
     method = mae(normalise_target=True).eval()
     for parameter in method.decoder.parameters():
         parameter.data.zero_()
-    losses = method(batch())
-    assert method.chance_level() == 1.0
-    assert float(losses.total.detach()) == pytest.approx(1.0, abs=0.05)
-    assert float(losses.monitors["mean_predictor_ratio"]) == pytest.approx(1.0, abs=1e-6)
-    assert mae().chance_level() is None
+    data = batch()
+    data["image"][:, :, :flat] = 0.0  # air, which normalises to 0 and lowers the loss itself
+    losses = method(data)
+    assert float(losses.total.detach()) == pytest.approx(1.0 - flat / 16, abs=0.15)
+    assert float(losses.monitors[method.chance_monitor]) == pytest.approx(1.0, abs=1e-6)
+    assert method.chance_level() == mae().chance_level() == 1.0
+
+
+def test_crops_have_the_middle_voxel_size_of_the_cases():
+    class Scan:
+        def __init__(self, *spacing_mm):
+            self.spacing_mm = spacing_mm
+
+    scans = [Scan(1.0, 2.0, 3.0), Scan(1.0, 1.0, 5.0), Scan(2.0, 4.0, 4.0)]
+    assert MAE.crop_spacing_mm(Config(), scans) == [1.0, 2.0, 4.0]
 
 
 def test_constant_encoder_does_no_better_than_the_mean():

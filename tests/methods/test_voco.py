@@ -326,9 +326,32 @@ def test_crops_are_varied_independently_while_training_and_not_in_eval_mode():
     assert torch.equal(plain.bases, data["bases"])
 
 
-def test_mirror_is_refused():
-    with pytest.raises(ConfigError, match="mirror"):
-        voco(augment=[{"name": "mirror", "axes": ["LR"]}])
+@pytest.mark.parametrize(("name", "code"), [("mirror", "E_MIRROR"), ("affine", "E_POSITION_AUGMENT")])
+def test_augments_that_move_a_crop_are_refused(name, code):
+    with pytest.raises(ConfigError, match=name) as caught:
+        voco(augment=[{"name": name}])
+    assert caught.value.code == code
+
+
+class Scan:
+    """A case of which only the grid is asked."""
+
+    def __init__(self, shape, spacing_mm):
+        self.shape, self.spacing_mm = shape, spacing_mm
+
+
+def test_augments_in_mm_follow_the_resizing_of_the_crops():
+    scans = [
+        Scan((266, 266, 200), (1.5, 1.5, 1.5)),
+        Scan((100, 266, 400), (1.5, 3.0, 1.5)),
+        Scan((300, 96, 96), (1, 1, 1)),
+    ]
+    spacing = lambda **options: VoCo.crop_spacing_mm(Config.parse({"grid": [3, 3, 3], **options}), scans)
+    # millimetres of the whole axis over 96 voxels, the middle one of the three cases
+    assert spacing() == pytest.approx([300 / 96, 266 * 1.5 / 96, 200 * 1.5 / 96])
+    assert spacing(position_mode="crop") == pytest.approx([1.5, 1.5, 1.5])
+    cells = spacing(position_mode="crop", cell_mm=[48.0, 48.0, 96.0])
+    assert cells == pytest.approx([1.5, 1.5, 3.0], rel=0.02)
 
 
 def test_feature_dropout_drops_elements_and_never_whole_samples():  # methods.md 2.5
@@ -341,7 +364,7 @@ def test_feature_dropout_drops_elements_and_never_whole_samples():  # methods.md
 
 
 def test_inter_follows_the_next_volume():  # methods.md 2.3
-    method = voco(teacher="head", inter=True, inter_min_similarity=0.0).eval()
+    method = voco(teacher="head", detach_bases=True, inter=True, inter_min_similarity=0.0).eval()
     losses = method(batch())
     assert 0 < float(losses.monitors["inter_share"]) <= 1
     assert float(losses.monitors["inter_label_mass"]) > 0
@@ -358,6 +381,7 @@ def test_inter_follows_the_next_volume():  # methods.md 2.3
         ({"neg_form": "paper"}, "go together"),
         ({"projector_channels": [32, 4]}, "orthogonal bases"),
         ({"preset": "nnssl", "inter": True}, "inter needs a teacher"),
+        ({"teacher": "head", "detach_bases": False}, "teacher head goes with detach_bases"),
         ({"momentum": [0.9, 1.1]}, "0 to 1"),
         ({"reg_bases": 3}, "detach_bases"),
         ({"preset": "v2", "reg_bases": 3}, "detach_bases and no inter"),

@@ -1,0 +1,276 @@
+"""What a run of a recipe may take in, what it may change when it goes on, and what it says of itself."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from medssl import recipe as module
+from medssl.checks import FrozenFeatures, HeldOut
+from medssl.data.cohort import Case, Cohort
+from medssl.data.loader import fixed_batches
+from medssl.data.prepare import PrepareConfig, prepare
+from medssl.data.store import ArrayStore
+from medssl.engine.probe import regression_probe
+from medssl.errors import CheckpointError, NoInputError
+from medssl.geometry import Geometry
+from medssl.io import write_volume
+from medssl.methods.mae import MAE, Config
+from medssl.methods.voco import VoCo
+from medssl.nn.backbone import build_backbone
+from medssl.nn.bundle import load_bundle
+from medssl.recipe import finetune, pretrain
+from medssl.runfolder import read_journal
+from medssl.tasks.segmentation import Segmentation
+from medssl.volume import Volume
+
+WIDE = {"name": "window", "low_hu": -1000, "high_hu": 500}
+NARROW = {"name": "window", "low_hu": -175, "high_hu": 250}
+
+
+def trained_on(monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], *, store: Path, out: Path) -> list[str]:
+    """Cases that pretraining would take."""
+    seen: list[str] = []
+
+    class LookedEnoughError(Exception):
+        pass
+
+    def look(_: Any, cases: Any, *__: Any, **___: Any) -> None:
+        seen.extend(case.case_id for case in cases)
+        raise LookedEnoughError
+
+    monkeypatch.setattr(module, "_train", look)
+    with pytest.raises(LookedEnoughError):
+        pretrain(recipe, store=store, out=out)
+    return seen
+
+
+def ct_store(folder: Path) -> Path:
+    """Six training scans of noise in HU, labelled."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for index in range(6):
+        geometry = Geometry((10, 10, 10), np.eye(4))
+        array = rng.normal(0, 300, (1, 10, 10, 10)).astype(np.float32)
+        image, label = folder / f"c{index}.mha", folder / f"c{index}_seg.mha"
+        write_volume(Volume(array, geometry, "HU"), image)
+        write_volume(Volume((array > 200).astype(np.uint8), geometry, "label"), label)
+        cases.append(
+            Case(
+                case_id=f"c{index}", subject_id=f"s{index}", image=str(image), label=str(label), modality="CT",
+                split="train",
+            )
+        )  # fmt: skip
+    return prepared(cases, folder, modality="CT", intensity={"mode": "hu"})
+
+
+def prepared(cases: list[Case], folder: Path, **options: Any) -> Path:
+    Cohort(cases).to_csv(folder / "cohort.csv")
+    config = {"body_mask": {"mode": "none"}, "crop": {"mode": "none"}, **options}
+    prepare(PrepareConfig.parse(config), cohort=folder / "cohort.csv", out=folder / "store", workers=1)
+    return folder / "store"
+
+
+def small(recipe: dict[str, Any], part: str, **options: Any) -> dict[str, Any]:
+    """One step with small crops."""
+    short = tiny.shorter(recipe, 1)
+    return {**short, part: {**short[part], "crop_voxels": [8, 8, 8], **options}}
+
+
+def test_a_second_scan_without_a_split_of_a_held_out_subject_is_not_trained_on(
+    phantoms: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list(csv.DictReader(phantoms.cohort.read_text().splitlines()))
+    of_test, of_train = (next(row for row in rows if row["split"] == split) for split in ("test", "train"))
+    free = [row for row in rows if row["split"] == "train" and row is not of_train][:3]
+    for row, subject in zip(free, (of_test["subject_id"], of_train["subject_id"], "nobody"), strict=True):
+        row["split"], row["subject_id"] = "", subject
+    for row in rows:
+        row["image"] = str(phantoms.cohort.parent / row["image"])
+        row["label"] = row["label"] and str(phantoms.cohort.parent / row["label"])
+    path = tmp_path / "cohort.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    prepare(PrepareConfig.parse(tiny.PREPARE), cohort=path, out=tmp_path / "store", workers=1)
+    seen = trained_on(monkeypatch, tiny.shorter(tiny.MAE, 1), store=tmp_path / "store", out=tmp_path / "out")
+    expected = {row["case_id"] for row in rows if row["split"] == "train"} | {row["case_id"] for row in free[1:]}
+    assert set(seen) == expected
+
+
+def test_constant_images_are_left_out_and_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cases = []
+    for index in range(4):
+        image = tmp_path / f"c{index}.mha"
+        array = np.full((1, 10, 10, 10), 7.0) if index == 2 else rng.normal(500, 100, (1, 10, 10, 10))
+        write_volume(Volume(array.astype(np.float32), Geometry((10, 10, 10), np.eye(4)), "arbitrary"), image)
+        cases.append(
+            Case(case_id=f"c{index}", subject_id=f"s{index}", image=str(image), label=None, modality="MR", split=None)
+        )
+    store = prepared(cases, tmp_path, modality="MR")
+    pretrain(small(tiny.MAE, "method"), store=store, out=tmp_path / "out")
+    first = read_journal(tmp_path / "out" / "journal.jsonl")[0]
+    assert (first["cases"], first["constant_left_out"]) == (3, 1)
+    with pytest.raises(NoInputError, match="more than one value"):
+        pretrain(small(tiny.MAE, "method"), store=prepared(cases[2:3], tmp_path, modality="MR"), out=tmp_path / "o")
+
+
+def test_a_refused_resume_leaves_recipe_and_journal_as_they_were(phantoms: Any, tmp_path: Path) -> None:
+    recipe, out = tiny.shorter(tiny.SEGMENT, 1), tmp_path / "out"
+    finetune(recipe, store=phantoms.store, out=out)
+    before = (out / "recipe.yaml").read_bytes(), (out / "journal.jsonl").read_bytes()
+    with pytest.raises(CheckpointError):
+        finetune(tiny.shorter(tiny.SEGMENT, 1, lr=0.5), store=phantoms.store, out=out)
+    assert ((out / "recipe.yaml").read_bytes(), (out / "journal.jsonl").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.num_workers=0", "train.log_every=2", "train.checkpoint_every=1", "train.keep_checkpoints=1",
+        "train.check_every=1", "train.tensorboard=false", "train.stop_on_collapse=true", "checks.batches=2",
+    ],
+)  # fmt: skip
+def test_what_is_only_watched_or_written_may_change_in_a_resumed_run(override: str) -> None:
+    recipe = tiny.shorter(tiny.MAE, 2)
+    base = {**recipe, "train": {**recipe["train"], "num_workers": 1, "tensorboard": True}}
+    plans = [module.PretrainRecipe.parse(module._mapping(base, given)) for given in ([], [override])]
+    assert plans[0] != plans[1]
+    assert module._identity(plans[0], {}) == module._identity(plans[1], {})
+
+
+def test_what_the_weights_depend_on_may_not_change_in_a_resumed_run() -> None:
+    base = tiny.shorter(tiny.MAE, 2)
+    identities = {
+        module._identity(module.PretrainRecipe.parse(module._mapping(base, given)), {})
+        for given in ([], ["train.lr=0.5"], ["seed=1"], ["train.steps=3"], ["method.mask_ratio=0.5"])
+    }
+    assert len(identities) == 5
+    plan = module.PretrainRecipe.parse(base)
+    assert module._identity(plan, {"encoder": "a"}) != module._identity(plan, {"encoder": "b"})
+
+
+def test_metrics_are_those_of_the_weights_in_the_bundle_also_after_a_kill_before_the_bundle(
+    phantoms: Any, tmp_path: Path
+) -> None:
+    recipe = tiny.shorter(tiny.SEGMENT, 8, average_weights=0.9, lr=1e-2)
+    result = finetune(recipe, store=phantoms.store, out=tmp_path / "out")
+    bundle, opened = load_bundle(result.bundle), ArrayStore.open(phantoms.store)
+    options = {key: value for key, value in recipe["task"].items() if key != "name"}
+    task = Segmentation(
+        module.configure("tasks", {"name": "segmentation", **options}, module.Task)[1],  # type: ignore[type-abstract]
+        encoder=bundle.build_encoder(), label_values=opened.label_values, seed=0,
+    )  # fmt: skip
+    module.load_into(task.decoder, bundle.tensors, prefix="decoder")
+    held_out = [case for case in opened.select(split="val") if case.labelled]
+    fixed = fixed_batches(held_out, task.view_sampler(), count=1, batch_size=2, seed=0, spatial_dims=3)
+    with torch.no_grad():
+        expected = HeldOut(fixed)(task.eval(), 0)
+    found = {name.removeprefix("held_out/"): value for name, value in result.metrics.items()}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+    shutil.rmtree(result.bundle)
+    again = finetune(recipe, store=phantoms.store, out=tmp_path / "out")
+    assert dict(again.metrics) == dict(result.metrics)
+    assert load_bundle(again.bundle).passport.metrics == bundle.passport.metrics
+
+
+def test_the_probe_gives_the_same_numbers_again_and_knows_the_majority(phantoms: Any) -> None:
+    opened = ArrayStore.open(phantoms.store)
+
+    def found() -> dict[str, float]:
+        torch.manual_seed(0)
+        net = build_backbone(tiny.BACKBONE, in_channels=1, spatial_dims=3)
+        config = Config.parse({"crop_voxels": [8, 8, 8], "block_voxels": [4, 4, 4]})
+        check = FrozenFeatures(
+            opened.select(split="train"), opened.select(split="val"), crop_voxels=(8, 8, 8), crops_per_case=8,
+            label_values=opened.label_values, seed=0, spatial_dims=3,
+        )  # fmt: skip
+        method = MAE(config, encoder=net, seed=0).eval()
+        with torch.no_grad():
+            results = check(method, 0)
+            assert check(method, 5) == results
+        return results
+
+    first = found()
+    assert first == found()
+    assert 0 < first["structure_majority"] < 1
+
+
+def test_probes_see_a_window_applied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArrayStore.open(ct_store(tmp_path))
+    config = Config.parse({"crop_voxels": [8, 8, 8], "block_voxels": [4, 4, 4], "augment": [NARROW]})
+    method = MAE(config, encoder=build_backbone(tiny.BACKBONE, in_channels=1, spatial_dims=3), seed=0).eval()
+    seen: list[torch.Tensor] = []
+    method.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    check = FrozenFeatures(
+        store.cases[:3], store.cases[3:], crop_voxels=(8, 8, 8), crops_per_case=4, label_values=(1,), seed=0,
+        spatial_dims=3,
+    )  # fmt: skip
+    with torch.no_grad():
+        check(method, 0)
+    # noise of 300 HU: as much of it lies under the window as above
+    assert float(seen[0].min()) == 0.0
+    assert float(seen[0].max()) == 1.0
+
+
+def test_an_encoder_under_another_window_is_journalled_and_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ct_store(tmp_path)
+    bundle = pretrain(small(tiny.MAE, "method", augment=[WIDE]), store=store, out=tmp_path / "m").bundle
+    caplog.clear()
+    same = finetune(small(tiny.SEGMENT, "task", augment=[WIDE]), store=store, out=tmp_path / "same", encoder=bundle)
+    assert same.alarms == ()
+    assert not caplog.records
+    other = finetune(small(tiny.SEGMENT, "task", augment=[NARROW]), store=store, out=tmp_path / "other", encoder=bundle)
+    assert "(-1000.0, 500.0) HU" in other.alarms[0]
+    assert "(-175.0, 250.0)" in other.alarms[0]
+    assert other.alarms[0] in caplog.text
+    assert [line for line in read_journal(tmp_path / "other" / "journal.jsonl") if "alarm" in line] == [
+        {"step": 0, "alarm": other.alarms[0]}
+    ]
+    # a fine-tuned encoder can be trained on
+    again = finetune(small(tiny.SEGMENT, "task", augment=[WIDE]), store=store, out=tmp_path / "x", encoder=other.bundle)
+    assert "(-175.0, 250.0) HU" in again.alarms[0]
+
+
+def test_the_journal_says_how_many_tensors_of_the_encoder_were_loaded(model_bundle: Path, encoder_bundle: Path) -> None:
+    first = read_journal(model_bundle.parent / "journal.jsonl")[0]
+    total = len([name for name in load_bundle(encoder_bundle).tensors if name.startswith("encoder.")])
+    assert first["encoder_tensors"] == f"{total} of {total} matched"
+
+
+def test_augments_of_a_method_get_the_voxel_size_of_its_crops(phantoms: Any, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    build = VoCo.__init__
+
+    def watched(self: VoCo, *args: Any, **options: Any) -> None:
+        seen.append(options["spacing_mm"])
+        build(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoCo, "__init__", watched)
+        pretrain(tiny.shorter(tiny.VOCO, 1), store=phantoms.store, out=tmp_path / "out", dry_run=True)
+    shapes = [case.shape for case in ArrayStore.open(phantoms.store).select(split="train")]
+    # a grid of 2 x 2 x 2 cells of 8 voxels over whole volumes of 1.5 mm
+    assert seen[0] == pytest.approx(np.median(shapes, axis=0) * 1.5 / 16)
+
+
+def test_an_untrained_encoder_is_measured_before_the_first_step(encoder_bundle: Path) -> None:
+    lines = [line for line in read_journal(encoder_bundle.parent / "journal.jsonl") if "probe/rank" in line]
+    assert [line["step"] for line in lines] == [0, 20]
+    assert "probe/structure_majority" in lines[0]
+
+
+def test_the_default_penalty_of_the_regression_probe_is_that_of_the_check() -> None:
+    assert regression_probe.__kwdefaults__ == {"l2": 1.0}

@@ -21,6 +21,7 @@ from medssl.config import dump_yaml
 from medssl.errors import EnvironmentFaultError, LockedError
 
 _LOCK = ".lock"
+_HELD: set[int] = set()
 _TEMPORARY = ".tmp-"
 _FORMER = ".former-"
 _MOST_SUFFIX = 16
@@ -164,12 +165,14 @@ class RunFolder:
         make_folder(self.path)
         with environment_faults(self.path, "locking the folder"):
             self._handle = self._lock()
+            _HELD.add(self._handle)
             remove_stale(self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.journal.close()
         (self.path / _LOCK).unlink(missing_ok=True)
+        _HELD.discard(self._handle)
         os.close(self._handle)
 
     def write_recipe(self, recipe: Mapping[str, Any], *, name: str = "recipe.yaml") -> Path:
@@ -342,3 +345,13 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def _drop_inherited() -> None:
+    """Close a forked child's copies of the locks, or they would outlive a parent that was killed."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,13 +113,14 @@ def findings(results: pd.DataFrame, comparisons: pd.DataFrame, plan: StudyConfig
     budgets = sorted(int(budget) for budget in results["budget"].unique())
     for arm in plan.arms:
         for few in budgets if arm != plan.reference else ():
-            for more in sorted((more for more in budgets if more > few), reverse=True):
-                interval = _mean(_grid(results, arm, few) - _grid(results, plan.reference, more))
-                if interval.low > -plan.margin:
-                    found.append(
-                        f"{arm} with {few} labelled subjects equals {plan.reference} with {more}: Dice "
-                        f"{interval.mean:+.4f}, and the lower end of its 95 % interval, {interval.low:+.4f}, lies "
-                        f"within the margin of {plan.margin:g}."
-                    )
-                    break
+            larger = [more for more in budgets if more > few]
+            against = {more: _mean(_grid(results, arm, few) - _grid(results, plan.reference, more)) for more in larger}
+            equal = list(itertools.takewhile(lambda more: against[more].low > -plan.margin, larger))  # noqa: B023
+            if equal:
+                interval = against[equal[-1]]
+                found.append(
+                    f"{arm} with {few} labelled subjects equals {plan.reference} with {equal[-1]}: Dice "
+                    f"{interval.mean:+.4f} (95 % interval from {interval.low:+.4f}; at most {plan.margin:g} below "
+                    "counts as equal)."
+                )
     return found

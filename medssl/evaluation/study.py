@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from pydantic import Field, JsonValue, model_validator
 
 from medssl.config import Config, apply_overrides, dump_yaml, load_yaml
@@ -195,7 +195,7 @@ class _Runs:
             encoder=None if encoder is None else str(encoder),
             folder=str(self._out / "runs" / f"{arm}-{budget}-{seed}-{trial}"),
             nsd_tolerance_mm=self._plan.nsd_tolerance_mm,
-            threads=max(1, (os.cpu_count() or 1) // self._plan.workers),
+            threads=max(1, torch.get_num_threads() // self._plan.workers),
         )  # fmt: skip
 
 
@@ -207,8 +207,9 @@ def _budgets(plan: StudyConfig, store: Path) -> tuple[int, ...]:
         raise NoInputError(f"{store}: no labelled case in the split val; trials are chosen there. Give one trial only.")
     total = len(labelled_subjects(opened))
     budgets = tuple(dict.fromkeys(total if budget == "all" else budget for budget in plan.budgets))
-    if max(budgets) > total:
-        raise ConfigError(f"study: budget {max(budgets)} exceeds the {total} labelled training subjects of {store}.")
+    largest = max((*budgets, plan.tune_budget)) if isinstance(plan.tune_budget, int) else max(budgets)
+    if largest > total:
+        raise ConfigError(f"study: budget {largest} exceeds the {total} labelled training subjects of {store}.")
     return budgets
 
 
@@ -273,8 +274,6 @@ def _execute(runs: Sequence[_Run], workers: int, label: str) -> Iterator[pd.Data
 
 def _score(run: _Run) -> pd.DataFrame:
     """Fine-tune and score one run, or read what an earlier call left."""
-    import torch
-
     store, folder = ArrayStore.open(Path(run.store)), Path(run.folder)
     encoder = Path(run.encoder) if run.encoder else None
     origin = digest(encoder / "digests.json") if encoder else "scratch"
@@ -286,7 +285,7 @@ def _score(run: _Run) -> pd.DataFrame:
     torch.set_num_threads(run.threads)
     result = finetune(json.loads(run.recipe), store=store.path, out=folder, encoder=encoder)
     cases = store.select(split=run.split, labelled=True)
-    table = score_stored(result.bundle, cases, nsd_tolerance_mm=run.nsd_tolerance_mm)
+    table = score_stored(result.bundle, cases, nsd_tolerance_mm=run.nsd_tolerance_mm, device="auto")
     for name in ("trial", "seed", "budget", "arm"):
         table.insert(0, name, getattr(run, name))
     atomic_write(done, table.to_csv(index=False))

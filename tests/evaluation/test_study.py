@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,6 @@ SEGMENT = tiny.shorter(tiny.SEGMENT, 2)
 
 def plan(**changes: Any) -> dict[str, Any]:
     return {"finetune": SEGMENT, "arms": {"scratch": {}}, "budgets": [2, "all"], "seeds": [0, 1], **changes}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_core() -> Iterator[None]:
-    """A study takes all cores that it sees."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.os, "cpu_count", lambda: 1)
-        yield
 
 
 @pytest.fixture

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
-from medssl.augment.base import Pipeline, build_augment
 from medssl.checks import FrozenFeatures, HeldOut
 from medssl.config import Config, apply_overrides, load_yaml
 from medssl.data.loader import batches, fixed_batches
@@ -30,16 +26,15 @@ from medssl.engine.device import ranks
 from medssl.engine.optim import TrainConfig
 from medssl.engine.trainer import Check, FitResult, fit
 from medssl.errors import CheckpointError, ConfigError, NoInputError
+from medssl.handover import check_unit, fresh_encoder, load_encoder, make_passport, spatial_dims_of, window_warnings
 from medssl.methods.base import Method
-from medssl.nn.backbone import Backbone, build_backbone
-from medssl.nn.bundle import Bundle, Passport, load_bundle, load_into, save_bundle
+from medssl.nn.bundle import Passport, load_bundle, save_bundle
 from medssl.registry import configure
 from medssl.runfolder import RunFolder
 from medssl.tasks.base import Task
 from medssl.trainable import Batch, Trainable
 from medssl.views import ViewSampler, median_mm
 
-_log = logging.getLogger(__name__)
 _FREE_TRAIN_KEYS = {
     "num_workers",
     "log_every",
@@ -52,7 +47,6 @@ _FREE_TRAIN_KEYS = {
 
 Resume = Literal["auto", "never", "must"]
 Split = Literal["train", "val", "test"]
-SpatialDims = Literal[2, 3]
 
 
 class ChecksConfig(Config):
@@ -159,11 +153,11 @@ def pretrain(
     plan = PretrainRecipe.parse(_mapping(recipe, overrides), source=_source(recipe))
     opened = ArrayStore.open(store)
     cases, constant = _pretraining_cases(opened, plan.splits)
-    spatial_dims = _spatial_dims(cases)
+    spatial_dims = spatial_dims_of(cases)
     cls, config = configure("methods", plan.method, Method)  # type: ignore[type-abstract]
-    encoder = _fresh_encoder(plan.backbone, cases, seed=plan.seed)
+    encoder = fresh_encoder(plan.backbone, cases, seed=plan.seed)
     method = cls(config, encoder=encoder, seed=plan.seed, spacing_mm=cls.crop_spacing_mm(config, cases))
-    _check_unit(opened, method.augment)
+    check_unit(opened, method.augment)
     crop = _crop_voxels(config)
     held_out = _held_out(opened, plan.checks, trained_on=cases)
     checks = _checks(method, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
@@ -188,7 +182,7 @@ def pretrain(
             return kept
         chance = method.chance_level()
         metrics = {**result.checks, **({} if chance is None else {"chance": chance})}
-        passport = _passport(
+        passport = make_passport(
             opened,
             method.encoder,
             kind="encoder",
@@ -235,11 +229,11 @@ def finetune(
     opened = ArrayStore.open(store)
     cases = _labelled_cases(opened, plan)
     cls, config = configure("tasks", plan.task, Task)  # type: ignore[type-abstract]
-    network = _fresh_encoder(plan.backbone, cases, seed=plan.seed)
+    network = fresh_encoder(plan.backbone, cases, seed=plan.seed)
     bundle = None if encoder is None else load_bundle(encoder)
     origin: dict[str, Any] = {"encoder": "random weights", "decoder": "random weights"}
     if bundle is not None:
-        origin |= _load_encoder(network, bundle, opened)
+        origin |= load_encoder(network, bundle, opened)
     task = cast("Any", cls)(
         config,
         encoder=network,
@@ -247,11 +241,11 @@ def finetune(
         seed=plan.seed,
         spacing_mm=median_mm([case.spacing_mm for case in cases]),
     )
-    _check_unit(opened, task.augment)
+    check_unit(opened, task.augment)
     warnings: list[str] = []
     if bundle is not None:
         origin["decoder"] = task.take_decoder(bundle)
-        warnings += _window_warnings(bundle, task.augment)
+        warnings += window_warnings(bundle, task.augment)
     held_out = [case for case in _held_out(opened, plan.checks, trained_on=cases) if case.labelled]
     checks = _checks(task, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
     if dry_run:
@@ -271,7 +265,7 @@ def finetune(
         kept = _kept(out, result, plan.train)
         if kept is not None:
             return kept
-        passport = _passport(
+        passport = make_passport(
             opened,
             network,
             kind="segmenter",
@@ -328,56 +322,6 @@ def _labelled_cases(store: ArrayStore, plan: FinetuneRecipe) -> list[StoredCase]
         subjects = subjects[: plan.num_labelled]
     chosen = set(subjects)
     return [case for case in store.select(split="train", labelled=True) if case.subject_id in chosen]
-
-
-def _load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[str, Any]:
-    """Copy a bundle's weights into ``network``, all or none; give what identifies them."""
-    folder, passport = bundle.folder, bundle.passport
-    theirs = bundle.build_encoder(in_channels=network.in_channels)
-    mine = network.config
-    if theirs.config != mine or passport.spatial_dims != network.spatial_dims:
-        different = [key for key in {**theirs.config, **mine} if theirs.config.get(key) != mine.get(key)]
-        pairs = "; ".join(f"{key} {theirs.config.get(key)} against {mine.get(key)}" for key in different)
-        raise CheckpointError(
-            f"{folder}: its backbone differs from the recipe's ({pairs or 'spatial_dims'}). Give the recipe the "
-            "bundle's backbone, so that the run from scratch is its twin.",
-            code="E_CONTRACT",
-        )
-    changed = [key for key, value in passport.prepare.items() if store.prepare_config.get(key) != value]
-    if changed:
-        raise CheckpointError(
-            f"{folder}: its images were prepared with another {', '.join(changed)} than those of {store.path}. "
-            "Prepare the labelled images with the configuration that the encoder was pretrained with.",
-            code="E_CONTRACT",
-        )
-    report = load_into(network, bundle.tensors, prefix="encoder")
-    return {
-        "encoder": passport.method,
-        "encoder_digest": hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest(),
-        "encoder_data": passport.data_fingerprint,
-        "encoder_tensors": f"{len(report.matched)} of {len(network.state_dict())} matched",
-    }
-
-
-def _window_warnings(bundle: Bundle, augment: Pipeline) -> list[str]:
-    """What is to be said if the encoder learned under another HU window than it will be trained under now."""
-    recipe, mine = bundle.passport.recipe, augment.window_hu
-    if mine is None or not recipe.keys() & {"method", "task"}:
-        return []
-    config = (
-        configure("methods", recipe["method"], Method)  # type: ignore[type-abstract]
-        if "method" in recipe
-        else configure("tasks", recipe["task"], Task)  # type: ignore[type-abstract]
-    )[1]
-    theirs = build_augment(cast("Any", config).augment).window_hu
-    if theirs == mine:
-        return []
-    sentence = (
-        f"the encoder was pretrained under a window of {theirs} HU and is fine-tuned under one of {mine}; "
-        "give both the same"
-    )
-    _log.warning("%s: %s.", bundle.folder, sentence)
-    return [sentence]
 
 
 def _train(
@@ -500,81 +444,8 @@ def _checks(
     return [HeldOut(fixed)]
 
 
-def _fresh_encoder(backbone: Mapping[str, Any], cases: Sequence[StoredCase], *, seed: int) -> Backbone:
-    channels = {case.channels for case in cases}
-    if len(channels) > 1:
-        raise ConfigError(
-            f"the store mixes images of {sorted(channels)} channels; one number is needed. Split the cohort."
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_backbone(backbone, in_channels=channels.pop(), spatial_dims=_spatial_dims(cases))
-
-
-def _spatial_dims(cases: Sequence[StoredCase]) -> SpatialDims:
-    flat = {case.shape[2] == 1 for case in cases}
-    if len(flat) > 1:
-        raise ConfigError("the store mixes images of one slice with volumes; one kind is needed. Split the cohort.")
-    return 2 if flat.pop() else 3
-
-
-def _check_unit(store: ArrayStore, augment: Pipeline) -> None:
-    """HU need a window before a network sees them, and nothing else may have one."""
-    if store.unit == "HU" and augment.window_hu is None:
-        raise ConfigError(
-            f"augment: {store.path} holds raw HU, from -1024 up to thousands; a window to [0, 1] is needed. Use the "
-            "preset ct_light, or begin the list with a window.",
-            code="E_UNIT",
-        )
-    if store.unit != "HU" and augment.window_hu is not None:
-        raise ConfigError(
-            f"augment: a HU window on {store.path}, whose unit is {store.unit}; HU are needed. Take the window out.",
-            code="E_UNIT",
-        )
-
-
 def _crop_voxels(config: Config) -> tuple[int, int, int]:
     return cast("tuple[int, int, int]", cast("Any", config).crop_voxels)
-
-
-def _passport(
-    store: ArrayStore,
-    encoder: Backbone,
-    *,
-    kind: Literal["encoder", "segmenter"],
-    recipe: Mapping[str, Any],
-    method: str,
-    crop_voxels: Sequence[int],
-    metrics: Mapping[str, float],
-    citations: Sequence[str],
-    licence: str,
-    decoder: Mapping[str, Any] | None = None,
-    label_values: Sequence[int] | None = None,
-) -> Passport:
-    prepare = store.prepare_config
-    return Passport.parse(
-        {
-            "kind": kind,
-            "backbone": encoder.config,
-            "spatial_dims": encoder.spatial_dims,
-            "in_channels": encoder.in_channels,
-            "decoder": decoder,
-            "label_values": None if label_values is None else list(label_values),
-            "prepare": prepare,
-            "unit": store.unit,
-            "orientation": prepare["orientation"],
-            "spacing_mm": prepare["spacing_mm"],
-            "crop_voxels": list(crop_voxels[: encoder.spatial_dims]),
-            "recipe": dict(recipe),
-            "method": method,
-            "data_fingerprint": store.fingerprint,
-            "metrics": {name: value if value == value else None for name, value in metrics.items()},  # noqa: PLR0124  NaN
-            "licence": licence,
-            "versions": {name: version(name) for name in ("medssl", "torch", "monai")},
-            "citations": list(citations),
-        },
-        source="passport",
-    )
 
 
 def _mapping(recipe: Path | Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

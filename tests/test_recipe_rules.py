@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from medssl import handover
 from medssl import recipe as module
 from medssl.checks import FrozenFeatures, HeldOut
 from medssl.data.cohort import Case, Cohort
@@ -170,7 +171,7 @@ def test_metrics_are_those_of_the_weights_in_the_bundle_also_after_a_kill_before
         module.configure("tasks", {"name": "segmentation", **options}, module.Task)[1],  # type: ignore[type-abstract]
         encoder=bundle.build_encoder(), label_values=opened.label_values, seed=0,
     )  # fmt: skip
-    module.load_into(task.decoder, bundle.tensors, prefix="decoder")
+    handover.load_into(task.decoder, bundle.tensors, prefix="decoder")
     held_out = [case for case in opened.select(split="val") if case.labelled]
     fixed = fixed_batches(held_out, task.view_sampler(), count=1, batch_size=2, seed=0, spatial_dims=3)
     with torch.no_grad():

@@ -1,0 +1,150 @@
+"""What a run starts from and what it leaves: weights that fit the data, and the passport."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Literal, cast
+
+import torch
+
+from medssl.augment.base import Pipeline, build_augment
+from medssl.data.store import ArrayStore, StoredCase
+from medssl.errors import CheckpointError, ConfigError
+from medssl.methods.base import Method
+from medssl.nn.backbone import Backbone, build_backbone
+from medssl.nn.bundle import Bundle, Passport, load_into
+from medssl.registry import configure
+from medssl.tasks.base import Task
+
+_log = logging.getLogger(__name__)
+
+SpatialDims = Literal[2, 3]
+
+
+def load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[str, Any]:
+    """Copy a bundle's weights into ``network``, all or none; give what identifies them."""
+    folder, passport = bundle.folder, bundle.passport
+    theirs = bundle.build_encoder(in_channels=network.in_channels)
+    mine = network.config
+    if theirs.config != mine or passport.spatial_dims != network.spatial_dims:
+        different = [key for key in {**theirs.config, **mine} if theirs.config.get(key) != mine.get(key)]
+        pairs = "; ".join(f"{key} {theirs.config.get(key)} against {mine.get(key)}" for key in different)
+        raise CheckpointError(
+            f"{folder}: its backbone differs from the recipe's ({pairs or 'spatial_dims'}). Give the recipe the "
+            "bundle's backbone, so that the run from scratch is its twin.",
+            code="E_CONTRACT",
+        )
+    changed = [key for key, value in passport.prepare.items() if store.prepare_config.get(key) != value]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: its images were prepared with another {', '.join(changed)} than those of {store.path}. "
+            "Prepare the labelled images with the configuration that the encoder was pretrained with.",
+            code="E_CONTRACT",
+        )
+    report = load_into(network, bundle.tensors, prefix="encoder")
+    return {
+        "encoder": passport.method,
+        "encoder_digest": hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest(),
+        "encoder_data": passport.data_fingerprint,
+        "encoder_tensors": f"{len(report.matched)} of {len(network.state_dict())} matched",
+    }
+
+
+def window_warnings(bundle: Bundle, augment: Pipeline) -> list[str]:
+    """What is to be said if the encoder learned under another HU window than it will be trained under now."""
+    recipe, mine = bundle.passport.recipe, augment.window_hu
+    if mine is None or not recipe.keys() & {"method", "task"}:
+        return []
+    config = (
+        configure("methods", recipe["method"], Method)  # type: ignore[type-abstract]
+        if "method" in recipe
+        else configure("tasks", recipe["task"], Task)  # type: ignore[type-abstract]
+    )[1]
+    theirs = build_augment(cast("Any", config).augment).window_hu
+    if theirs == mine:
+        return []
+    sentence = (
+        f"the encoder was pretrained under a window of {theirs} HU and is fine-tuned under one of {mine}; "
+        "give both the same"
+    )
+    _log.warning("%s: %s.", bundle.folder, sentence)
+    return [sentence]
+
+
+def fresh_encoder(backbone: Mapping[str, Any], cases: Sequence[StoredCase], *, seed: int) -> Backbone:
+    """Build the backbone for the images of ``cases``, its weights drawn from ``seed``."""
+    channels = {case.channels for case in cases}
+    if len(channels) > 1:
+        raise ConfigError(
+            f"the store mixes images of {sorted(channels)} channels; one number is needed. Split the cohort."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_backbone(backbone, in_channels=channels.pop(), spatial_dims=spatial_dims_of(cases))
+
+
+def spatial_dims_of(cases: Sequence[StoredCase]) -> SpatialDims:
+    """2 for images of one slice, 3 for volumes; a mixture is refused."""
+    flat = {case.shape[2] == 1 for case in cases}
+    if len(flat) > 1:
+        raise ConfigError("the store mixes images of one slice with volumes; one kind is needed. Split the cohort.")
+    return 2 if flat.pop() else 3
+
+
+def check_unit(store: ArrayStore, augment: Pipeline) -> None:
+    """HU need a window before a network sees them, and nothing else may have one."""
+    if store.unit == "HU" and augment.window_hu is None:
+        raise ConfigError(
+            f"augment: {store.path} holds raw HU, from -1024 up to thousands; a window to [0, 1] is needed. Use the "
+            "preset ct_light, or begin the list with a window.",
+            code="E_UNIT",
+        )
+    if store.unit != "HU" and augment.window_hu is not None:
+        raise ConfigError(
+            f"augment: a HU window on {store.path}, whose unit is {store.unit}; HU are needed. Take the window out.",
+            code="E_UNIT",
+        )
+
+
+def make_passport(
+    store: ArrayStore,
+    encoder: Backbone,
+    *,
+    kind: Literal["encoder", "segmenter"],
+    recipe: Mapping[str, Any],
+    method: str,
+    crop_voxels: Sequence[int],
+    metrics: Mapping[str, float],
+    citations: Sequence[str],
+    licence: str,
+    decoder: Mapping[str, Any] | None = None,
+    label_values: Sequence[int] | None = None,
+) -> Passport:
+    """Write down what the weights are and what an image must look like for them."""
+    prepare = store.prepare_config
+    return Passport.parse(
+        {
+            "kind": kind,
+            "backbone": encoder.config,
+            "spatial_dims": encoder.spatial_dims,
+            "in_channels": encoder.in_channels,
+            "decoder": decoder,
+            "label_values": None if label_values is None else list(label_values),
+            "prepare": prepare,
+            "unit": store.unit,
+            "orientation": prepare["orientation"],
+            "spacing_mm": prepare["spacing_mm"],
+            "crop_voxels": list(crop_voxels[: encoder.spatial_dims]),
+            "recipe": dict(recipe),
+            "method": method,
+            "data_fingerprint": store.fingerprint,
+            "metrics": {name: value if value == value else None for name, value in metrics.items()},  # noqa: PLR0124  NaN
+            "licence": licence,
+            "versions": {name: version(name) for name in ("medssl", "torch", "monai")},
+            "citations": list(citations),
+        },
+        source="passport",
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from phantoms import REAL_DATA
 from scipy import ndimage
 
 from medssl.data.cohort import Case, Cohort
@@ -27,9 +28,9 @@ from medssl.ledger import Outcome
 from medssl.runfolder import read_journal
 from medssl.volume import Volume
 
-HIPPOCAMPUS = Path("/work/shared/data/hippocampus_msd")
-OPEN_MS = Path("/work/shared/data/open_ms_raw")
-CT = Path("/work/shared/data/nifti_geometry/ts_ct")
+HIPPOCAMPUS = REAL_DATA / "hippocampus_msd"
+OPEN_MS = REAL_DATA / "open_ms_raw"
+CT = REAL_DATA / "nifti_geometry" / "ts_ct"
 PLAIN = PrepareConfig()
 
 MakeCase = Callable[..., tuple[Path, Path]]

@@ -211,12 +211,16 @@ def study(
 def demo(
     out: Out = Path("medssl-demo"),
     seed: Annotated[int, typer.Option(help="Of the phantoms and of every run.")] = 0,
+    overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run the whole path, tiny, on generated phantoms, and say where each result lies."""
+    from medssl.config import apply_overrides
+    from medssl.quickstart import DemoConfig
     from medssl.quickstart import demo as run
 
-    for name, path in run(out, seed=seed, dry_run=dry_run).items():
+    config = DemoConfig.parse(apply_overrides({"seed": seed}, overrides or []), source="demo options")
+    for name, path in run(out, seed=config.seed, steps_share=config.steps_share, dry_run=dry_run).items():
         typer.echo(f"{name:<12} {path}")
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
+from medssl.config import Config
 from medssl.data.phantom import write_phantoms
 from medssl.data.prepare import PrepareConfig, prepare
 from medssl.data.scan import ScanConfig, scan
@@ -40,6 +42,18 @@ STUDY: dict[str, Any] = {
     "budgets": [2, "all"],
     "seeds": [0, 1, 2],
 }
+
+
+class DemoConfig(Config):
+    """What ``medssl demo`` can be told.
+
+    Args:
+        seed: Of the phantoms and of every run.
+        steps_share: Share of the training steps, for a quicker look.
+    """
+
+    seed: int = Field(0, ge=0)
+    steps_share: float = Field(1.0, gt=0, le=1)
 
 
 def demo(out: Path, *, seed: int = 0, steps_share: float = 1.0, dry_run: bool = False) -> dict[str, Path]:

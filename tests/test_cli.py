@@ -366,6 +366,8 @@ def test_the_demo_says_where_each_result_lies(
 ) -> None:
     from medssl import quickstart
 
-    monkeypatch.setattr(quickstart, "demo", lambda out, *, seed, dry_run: {"report": out / f"{seed}.html"})
-    assert files.run("demo", "--seed", 7) == 0
-    assert capsys.readouterr().out.split() == ["report", str(files.out("demo") / "7.html")]
+    monkeypatch.setattr(
+        quickstart, "demo", lambda out, *, seed, steps_share, dry_run: {"report": out / f"{seed}-{steps_share}"}
+    )
+    assert files.run("demo", "--seed", 7, "--set", "steps_share=0.5") == 0
+    assert capsys.readouterr().out.split() == ["report", str(files.out("demo") / "7-0.5")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medssl.data import pool
+from medssl import pool
 from medssl.errors import CaseError, MedSSLError, ReadError
 
 # spawned workers must be able to import the function, so it lives in a module of its own, written for the test
@@ -104,7 +104,7 @@ def test_workers_end_with_their_parent(work: object, tmp_path: Path) -> None:
             f"""
             import os, sys
             sys.path.insert(0, {str(tmp_path)!r})
-            from medssl.data import pool
+            from medssl import pool
             from pool_test_work import work
             if __name__ == "__main__":
                 for _ in pool.run(work, [(n, "") for n in range(2)] * 500, name=str, workers=2):

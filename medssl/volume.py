@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Shaped, UInt8, UInt16
 from medssl.errors import GeometryError
 from medssl.geometry import Geometry
 
-Unit = Literal["HU", "arbitrary", "label"]
+Unit = Literal["HU", "SUV", "arbitrary", "label"]
 
 _AIR_HU = -1024.0
 _EXACT_VOXELS = 1e-3
@@ -27,7 +27,8 @@ class Volume:
     Args:
         array: Voxels, (C, X, Y, Z); RAS+ world through the geometry's affine.
         geometry: Grid of the array's last three axes.
-        unit: ``HU``, ``arbitrary`` (MR, US, photographs) or ``label``; decides interpolation and fill.
+        unit: ``HU``, ``SUV`` (PET, by body weight), ``arbitrary`` (MR, US, photographs) or ``label``; decides
+            interpolation and fill.
 
     Raises:
         GeometryError: if the array does not fit the grid.
@@ -49,8 +50,8 @@ class Volume:
 
     @property
     def default_fill(self) -> float:
-        """Value of what lies outside: background 0, air -1024 HU, or the darkest voxel."""
-        if self.unit == "label":
+        """Value of what lies outside: background 0, no uptake 0, air -1024 HU, or the darkest voxel."""
+        if self.unit in {"label", "SUV"}:
             return 0.0
         return _AIR_HU if self.unit == "HU" else float(self.array.min())
 

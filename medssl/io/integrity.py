@@ -3,32 +3,76 @@
 from __future__ import annotations
 
 import stat
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
+
+import numpy as np
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
+from jaxtyping import UInt8
 
 from medssl.errors import ReadError
+from medssl.io.dicom.elements import is_dicom
+
+Kind = Literal["nifti", "metaimage", "nrrd", "raster", "npy", "dicom", "series list"]
 
 GZIP_MAGIC = b"\x1f\x8b"
+SERIES_LIST_START = b'{"medssl_series_list":'
 GZIP = 31
 ZLIB_OR_GZIP = 47
 
 _NIFTI_STARTS = {n.to_bytes(4, "little") for n in (348, 540)} | {n.to_bytes(4, "big") for n in (348, 540)}
+_STARTS: dict[bytes, Kind] = {
+    b"NRRD": "nrrd",
+    b"\x93NUMPY": "npy",
+    SERIES_LIST_START: "series list",
+    b"\x89PNG": "raster",
+    b"\xff\xd8\xff": "raster",
+    b"II*\0": "raster",
+    b"MM\0*": "raster",
+    b"BM": "raster",
+}
 _SLACK_BYTES = 1 << 20
 _DEFLATE_LIMIT = 1032  # no deflate stream grows by more than this factor
 _PEEK_BYTES = 1 << 16
+_INFLATE_ERROR = cast("type[Exception]", IsalError)  # its stub makes an instance of the class
+_FEED_BYTES = 1 << 16  # small enough that the voxels of one feed are still in the processor's cache when they are moved
 
 
-def read_bytes(path: Path, *, missing: str = "E_MISSING") -> bytes:
-    """Content of a regular file; never blocks on a pipe or a device.
+def read_bytes(path: Path, *, missing: str = "E_MISSING", most: int = -1) -> bytes:
+    """Content of a regular file, or its first ``most`` bytes; never blocks on a pipe or a device.
 
     Raises:
         ReadError: E_MISSING (or ``missing``), E_NOT_REGULAR, E_PERMISSION, E_EMPTY or E_READ.
     """
+    with _opened(path, missing=missing) as file:
+        data = file.read(most)
+    if not data:
+        raise ReadError(f"{path}: is empty. Copy the file again from its source.", code="E_EMPTY")
+    return data
+
+
+def read_into(buffer: bytearray, path: Path) -> int:
+    """Fill a buffer from the start of a regular file; the number of bytes read.
+
+    Raises:
+        ReadError: as :func:`read_bytes`, but for E_EMPTY.
+    """
+    with _opened(path, missing="E_MISSING") as file:
+        return file.readinto(buffer)
+
+
+@contextmanager
+def _opened(path: Path, *, missing: str) -> Iterator[BufferedReader]:
+    """A regular file, with the faults of the disk told apart."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ReadError(f"{path}: is no regular file; give the name of an image file.", code="E_NOT_REGULAR")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise ReadError(f"{path}: there is no such file. Check the path.", code=missing) from error
     except PermissionError as error:
@@ -37,9 +81,6 @@ def read_bytes(path: Path, *, missing: str = "E_MISSING") -> bytes:
         raise
     except OSError as error:
         raise ReadError(f"{path}: cannot be read ({error.strerror}). Check the disk.") from error
-    if not data:
-        raise ReadError(f"{path}: is empty. Copy the file again from its source.", code="E_EMPTY")
-    return data
 
 
 def companion(header: Path, name: str) -> Path:
@@ -59,17 +100,14 @@ def companion(header: Path, name: str) -> Path:
     return header.parent / name
 
 
-def peek(data: bytes, *, path: Path) -> bytes:
-    """First bytes of a gzip stream, without trust in the rest.
+def peek(data: bytes, *, path: Path, count: int = _PEEK_BYTES) -> bytes:
+    """First ``count`` bytes of a gzip stream, or all that there are, without trust in the rest.
 
     Raises:
         ReadError: E_CRC or E_TRUNCATED if not even those inflate.
     """
-    engine = zlib.decompressobj(GZIP)
-    try:
-        head = engine.decompress(data[:_PEEK_BYTES], _PEEK_BYTES)
-    except zlib.error as error:
-        raise ReadError(f"{path}: gzip data do not inflate ({error}). Copy the file again.", code="E_CRC") from error
+    engine = isal_zlib.decompressobj(GZIP)
+    head = b"".join(_inflated(engine, memoryview(data), limit=count, path=path))
     if not head and not engine.eof:
         raise ReadError(f"{path}: gzip data end at once. Copy the file again from its source.", code="E_TRUNCATED")
     return head
@@ -89,44 +127,71 @@ def check_size(needed: int, found: int, *, path: Path) -> None:
         )
 
 
-def inflate(data: bytes, *, path: Path, needed: int, wbits: int) -> tuple[bytes, tuple[str, ...]]:
-    """Inflate to the end of the stream, checksum and length looked at.
+def inflate(
+    data: bytes | memoryview, *, path: Path, needed: int, wbits: int, keep: slice | None = None
+) -> tuple[UInt8[np.ndarray, " n"], tuple[str, ...]]:
+    """Inflate to the end of the stream, checksum and length looked at, and keep a part.
 
     Args:
         data: A zlib or gzip stream, perhaps with bytes behind it.
         path: For messages.
         needed: Bytes that the header declares; more than that and a little is refused as a bomb.
         wbits: ``GZIP`` or ``ZLIB_OR_GZIP``.
+        keep: First byte and the one behind the last byte to hand out; by default all that are needed.
 
     Returns:
-        The inflated bytes, and a warning where zeros follow the stream.
+        The bytes kept, in an array that may be written to, and a warning where zeros follow.
 
     Raises:
         ReadError: E_CRC, E_TRUNCATED, E_SIZE_LIE or E_TRAILING.
     """
-    engine = zlib.decompressobj(wbits)
+    begin, end, _ = (keep or slice(0, needed)).indices(needed)
+    kept = np.empty(end - begin, dtype=np.uint8)
+    into = kept.data
+    engine = isal_zlib.decompressobj(wbits)
     limit = needed + _SLACK_BYTES
-    try:
-        result = engine.decompress(data, limit)
-    except zlib.error as error:
-        raise ReadError(
-            f"{path}: compressed data are damaged ({error}). Copy the file again from its source.", code="E_CRC"
-        ) from error
-    if not engine.eof and len(result) >= limit:
+    done, fed, extra = 0, 0, b""
+    for block in _inflated(engine, memoryview(data), limit=limit, path=path):
+        fed += _FEED_BYTES
+        first, last = max(begin, done), min(end, done + len(block))
+        if first < last:
+            into[first - begin : last - begin] = memoryview(block)[first - done : last - done]
+        extra += block[max(0, needed - done) :]
+        done += len(block)
+    if not engine.eof and done >= limit:
         raise ReadError(
             f"{path}: inflates to more than the {needed} bytes that its header declares. Do not trust the file.",
             code="E_SIZE_LIE",
         )
-    if not engine.eof:
+    if not engine.eof or done < needed:
         raise ReadError(
-            f"{path}: compressed data end early, after {len(result)} of {needed} bytes or before the checksum. "
+            f"{path}: compressed data end early, after {done} of {needed} bytes or before the checksum. "
             "Copy the file again from its source.",
             code="E_TRUNCATED",
         )
-    return result, trailing(engine.unused_data, path=path)
+    behind = engine.unused_data + bytes(data[fed:])
+    return kept, trailing(extra, path=path) + trailing(behind, path=path)
 
 
-def exactly(data: bytes, needed: int, *, path: Path) -> tuple[str, ...]:
+def _inflated(engine: Any, data: memoryview, *, limit: int, path: Path) -> Iterator[bytes]:
+    """One block of inflated bytes for each feed, up to ``limit`` bytes in all.
+
+    Fed bit by bit, so that neither the stream nor what comes of it is ever copied as a whole.
+    """
+    for position in range(0, len(data), _FEED_BYTES):
+        try:
+            block = engine.decompress(data[position : position + _FEED_BYTES], limit)
+        except _INFLATE_ERROR as error:
+            raise ReadError(
+                f"{path}: compressed data are damaged ({error}). Copy the file again from its source.", code="E_CRC"
+            ) from error
+        limit -= len(block)
+        yield block
+        if engine.eof or limit <= 0:
+            return
+
+
+def exactly(data: bytes | memoryview, needed: int, *, path: Path) -> tuple[str, ...]:
     """Check that ``data`` has ``needed`` bytes; zeros behind them are let through with a warning.
 
     Raises:
@@ -138,7 +203,7 @@ def exactly(data: bytes, needed: int, *, path: Path) -> tuple[str, ...]:
             "Copy the file again from its source.",
             code="E_TRUNCATED",
         )
-    return trailing(data[needed:], path=path)
+    return trailing(bytes(memoryview(data)[needed:]), path=path)
 
 
 def trailing(extra: bytes, *, path: Path) -> tuple[str, ...]:
@@ -157,31 +222,28 @@ def trailing(extra: bytes, *, path: Path) -> tuple[str, ...]:
     return (f"W_TRAILING: {len(extra)} zero bytes after the image were ignored.",)
 
 
-Kind = Literal["nifti", "metaimage", "nrrd", "raster"]
-
-
 def detect(data: bytes, *, path: Path) -> Kind:
     """Family of formats by the first bytes; the suffix has no say.
 
     Raises:
-        ReadError: E_DICOM for DICOM, E_FORMAT for what medssl does not read.
+        ReadError: E_FORMAT for what medssl does not read.
     """
+    if is_dicom(data[:512]):
+        return "dicom"
     is_gzip = data[:2] == GZIP_MAGIC
     head = peek(data, path=path)[:512] if is_gzip else data[:512]
-    if head[128:132] == b"DICM":
-        raise ReadError(f"{path}: is a DICOM file, which is not read yet. Convert the series to NIfTI.", code="E_DICOM")
     if head[:4] in _NIFTI_STARTS:
         return "nifti"
     if is_gzip:
         raise ReadError(f"{path}: holds compressed data that are no NIfTI. Unpack the file first.", code="E_FORMAT")
-    if head.startswith(b"NRRD"):
-        return "nrrd"
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")):
-        return "raster"
+    for start, kind in _STARTS.items():
+        if head.startswith(start):
+            return kind
     keys = {line.split(b"=")[0].strip() for line in head.splitlines()}
     if keys & {b"ObjectType", b"NDims"}:
         return "metaimage"
     raise ReadError(
-        f"{path}: begins as no format that medssl reads (NIfTI, MetaImage, NRRD, PNG, JPEG, TIFF, BMP). Convert it.",
+        f"{path}: begins as no format that medssl reads "
+        "(DICOM, NIfTI, MetaImage, NRRD, PNG, JPEG, TIFF, BMP, npy). Convert it.",
         code="E_FORMAT",
     )

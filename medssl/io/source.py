@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medssl.geometry import Geometry
+from medssl.volume import Unit
 
 IMAGE_SUFFIXES = (
     ".nii.gz",
@@ -24,6 +26,7 @@ IMAGE_SUFFIXES = (
     ".tif",
     ".tiff",
     ".bmp",
+    ".npy",
 )
 
 _WITHOUT_SPACING = ("W_NO_SPACING", "W_SPACING_MISSING")
@@ -34,11 +37,15 @@ class Source:
     """Where a volume came from; enough to write a result on the same grid with the same header.
 
     Args:
-        path: The file as it was given.
-        digest: sha256 of the file's bytes, in hex; of header and data one after the other where they are two files.
-        format: ``nifti1``, ``nifti2``, ``metaimage``, ``nrrd``, ``png``, ``jpeg``, ``tiff`` or ``bmp``.
+        path: The file or folder as it was given.
+        digest: sha256 of the file's bytes, in hex; of header and data one after the other where they are two files; of
+            the sha256 digests of the files of a DICOM volume, in the order of its slices, where they are several.
+        format: ``dicom``, ``nifti1``, ``nifti2``, ``metaimage``, ``nrrd``, ``npy``, ``png``, ``jpeg``, ``tiff`` or
+            ``bmp``.
         warnings: What was assumed or repaired, as ``W_CODE: sentence``.
         nifti_header: The 348 or 540 header bytes of a NIfTI file, else None.
+        facts: Harmless header fields of a DICOM image, those of :data:`medssl.io.dicom.model.FACTS`.
+        volumes: How many volumes the file or folder holds; one of them was read.
     """
 
     path: Path
@@ -46,6 +53,8 @@ class Source:
     format: str
     warnings: tuple[str, ...] = ()
     nifti_header: bytes | None = None
+    facts: Mapping[str, str | float] = field(default_factory=dict)
+    volumes: int = 1
 
     @property
     def has_spacing(self) -> bool:
@@ -64,6 +73,10 @@ class Decoded:
         warnings: As in :class:`Source`.
         nifti_header: As in :class:`Source`.
         data: Bytes of the second file of a pair.
+        unit: What the voxel values are, where the file says so itself; None leaves it to the caller.
+        facts: As in :class:`Source`.
+        volumes: As in :class:`Source`.
+        digest: As in :class:`Source`, where the reader has made it; None leaves it to the caller, who has the bytes.
     """
 
     array: np.ndarray[Any, Any]
@@ -72,6 +85,10 @@ class Decoded:
     warnings: tuple[str, ...] = ()
     nifti_header: bytes | None = None
     data: bytes = b""
+    unit: Unit | None = None
+    facts: Mapping[str, str | float] = field(default_factory=dict)
+    volumes: int = 1
+    digest: str | None = None
 
 
 def is_image(path: Path) -> bool:

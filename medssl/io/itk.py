@@ -18,7 +18,7 @@ from medssl.errors import CaseError, GeometryError, ReadError
 from medssl.geometry import Geometry
 from medssl.io import integrity
 from medssl.io.source import Decoded
-from medssl.io.values import checked_grid
+from medssl.io.values import checked_grid, chosen_volumes, native_voxels
 
 Encoding = Literal["raw", "deflate", "text"]
 
@@ -33,8 +33,9 @@ class Layout:
 
     Args:
         sizes: Voxels along the spatial axes, fastest first.
-        channels: Values per voxel.
-        interleaved: Whether the channels of a voxel lie side by side, rather than channel after channel.
+        inner: Values that lie side by side at each voxel.
+        outer: How many such images follow one another.
+        series: Which of the two counts volumes, of which one is to be chosen; the other counts channels.
         dtype: Stored type with byte order.
         encoding: How the voxels are written.
         columns_lps_mm: Step along each axis in the LPS frame, one a column.
@@ -43,8 +44,9 @@ class Layout:
     """
 
     sizes: tuple[int, int, int]
-    channels: int
-    interleaved: bool
+    inner: int
+    outer: int
+    series: Literal["inner", "outer"] | None
     dtype: np.dtype[Any]
     encoding: Encoding
     columns_lps_mm: Float64[np.ndarray, "3 3"]
@@ -52,7 +54,15 @@ class Layout:
     warnings: tuple[str, ...]
 
 
-def decode(layout: Layout, payload: bytes, *, path: Path, name: Literal["metaimage", "nrrd"], data: bytes) -> Decoded:
+def decode(
+    layout: Layout,
+    payload: bytes | memoryview,
+    *,
+    path: Path,
+    name: Literal["metaimage", "nrrd"],
+    data: bytes,
+    volume: int | Literal["channels"] | None,
+) -> Decoded:
     """Verify the voxels and bring them into the array order and the frame of medssl.
 
     Args:
@@ -61,18 +71,34 @@ def decode(layout: Layout, payload: bytes, *, path: Path, name: Literal["metaima
         path: For messages.
         name: The format.
         data: Bytes of the second file, where the voxels lie in one.
+        volume: Which volume of a series to take, or all as ``channels``.
+
+    Raises:
+        ReadError: for damaged voxels. GeometryError: for an impossible grid. CaseError: E_NDIM, E_VOLUME.
     """
     affine = np.eye(4)
     affine[:3, :3] = LPS_TO_RAS @ layout.columns_lps_mm
     affine[:3, 3] = LPS_TO_RAS @ layout.origin_lps_mm
     geometry, far = checked_grid(layout.sizes, affine, path=path)
-    voxels, warnings = _voxels(layout, payload, path=path)
+    inner, outer = range(layout.inner), range(layout.outer)
+    count = {"inner": layout.inner, "outer": layout.outer, None: 1}[layout.series]
+    chosen = chosen_volumes(count, volume=volume, path=path)
+    if layout.series == "inner":
+        inner = chosen
+    elif layout.series == "outer":
+        outer = chosen
+    if min(len(inner), len(outer)) > 1:
+        raise CaseError(f"{path}: {count} volumes of several channels; choose one with volume.", code="E_NDIM")
+    voxels, warnings = _voxels(layout, payload, outer, path=path)
     x, y, z = layout.sizes
-    if layout.interleaved:
-        array = voxels.reshape(z, y, x, layout.channels).transpose(3, 2, 1, 0)
+    array = voxels.reshape(len(outer), z, y, x, layout.inner)
+    if len(outer) > 1:
+        array = array[..., inner.start].transpose(0, 3, 2, 1)
     else:
-        array = voxels.reshape(layout.channels, z, y, x).transpose(0, 3, 2, 1)
-    return Decoded(np.ascontiguousarray(array), geometry, name, layout.warnings + warnings + far, data=data)
+        array = array[0, ..., inner.start : inner.stop].transpose(3, 2, 1, 0)
+    if len(inner) < layout.inner:
+        array = array.copy(order="K")
+    return Decoded(array, geometry, name, layout.warnings + warnings + far, data=data, volumes=count)
 
 
 def header_lines(data: bytes, *, path: Path) -> Iterator[tuple[str, int]]:
@@ -121,22 +147,22 @@ def whole_number(text: str, *, what: str, path: Path) -> int:
     return int(value)
 
 
-def sizes(values: Float64[np.ndarray, " n"], *, path: Path) -> tuple[int, int, int]:
-    """Voxels along three axes; a 2D image gets one slice, trailing ones are dropped.
+def sizes(values: Float64[np.ndarray, " n"], *, path: Path) -> tuple[tuple[int, int, int], int]:
+    """Voxels along three axes, and how many volumes a fourth axis holds; a 2D image gets one slice.
 
     Raises:
-        ReadError: E_HEADER for sizes below 1. CaseError: E_NDIM for 1D and for more than three dimensions.
+        ReadError: E_HEADER for sizes below 1. CaseError: E_NDIM for 1D and for more than four dimensions.
     """
     if not (values >= 1).all() or (values != np.floor(values)).any() or (values > 2**31).any():
         raise ReadError(f"{path}: sizes {values.tolist()}; whole numbers from 1 on are needed.", code="E_HEADER")
-    if len(values) < 2 or (values[3:] > 1).any():
+    if len(values) < 2 or (values[4:] > 1).any():
         raise CaseError(
-            f"{path}: {' x '.join(f'{v:.0f}' for v in values)} voxels; two or three dimensions are read. "
-            "Split the series into volumes.",
+            f"{path}: {' x '.join(f'{v:.0f}' for v in values)} voxels; two or three dimensions and one of volumes "
+            "are read. Split it into files.",
             code="E_NDIM",
         )
-    x, y, z = (int(v) for v in [*values[:3], 1][:3])
-    return x, y, z
+    x, y, z, volumes = (int(v) for v in [*values[:4], 1, 1][:4])
+    return (x, y, z), volumes
 
 
 def spacings(
@@ -173,18 +199,29 @@ def written(values: Float64[np.ndarray, "*n"], separator: str = " ") -> str:
     return separator.join(repr(float(value)) for value in values.ravel())
 
 
-def _voxels(layout: Layout, payload: bytes, *, path: Path) -> tuple[Shaped[np.ndarray, " n"], tuple[str, ...]]:
-    count = layout.channels * int(np.prod(layout.sizes, dtype=object))
-    native = layout.dtype.newbyteorder("=")
-    warnings: tuple[str, ...] = ()
+def _voxels(
+    layout: Layout, payload: bytes | memoryview, outer: range, *, path: Path
+) -> tuple[Shaped[np.ndarray, " n"], tuple[str, ...]]:
+    """Values of the images ``outer``, as they follow one another in the file."""
+    one = layout.inner * int(np.prod(layout.sizes, dtype=object))
+    count = len(outer) * one
     if layout.encoding == "text":
-        return _parse_text(payload, count, native, path=path), warnings
-    needed = count * layout.dtype.itemsize
+        values = _parse_text(bytes(payload), layout.outer * one, layout.dtype.newbyteorder("="), path=path)
+        return values[outer.start * one : outer.stop * one], ()
+    size = one * layout.dtype.itemsize
+    needed = layout.outer * size
     integrity.check_size(needed, len(payload), path=path)
     if layout.encoding == "deflate":
-        payload, warnings = integrity.inflate(payload, path=path, needed=needed, wbits=integrity.ZLIB_OR_GZIP)
-    warnings += integrity.exactly(payload, needed, path=path)
-    return np.frombuffer(payload, layout.dtype, count=count).astype(native, copy=False), warnings
+        kept, warnings = integrity.inflate(
+            payload,
+            path=path,
+            needed=needed,
+            wbits=integrity.ZLIB_OR_GZIP,
+            keep=slice(outer.start * size, outer.stop * size),
+        )
+        return native_voxels(kept, layout.dtype, count=count), warnings
+    warnings = integrity.exactly(payload, needed, path=path)
+    return native_voxels(payload, layout.dtype, count=count, offset=outer.start * size), warnings
 
 
 def _parse_text(payload: bytes, count: int, dtype: np.dtype[Any], *, path: Path) -> Shaped[np.ndarray, " n"]:

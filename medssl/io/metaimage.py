@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -31,24 +32,31 @@ _NAMES = {np.dtype(kind): name for name, kind in _TYPES.items() if "LONG" not in
 _UNIT_LENGTH_TOLERANCE = 1e-3
 
 
-def read(data: bytes, *, path: Path, assume_spacing_mm: tuple[float, float, float] | None) -> Decoded:
+def read(
+    data: bytes,
+    *,
+    path: Path,
+    assume_spacing_mm: tuple[float, float, float] | None,
+    volume: int | Literal["channels"] | None = None,
+) -> Decoded:
     """Voxels and grid of a MetaImage.
 
     Args:
         data: The whole ``.mha`` or ``.mhd`` file.
         path: Where it came from; ``.mhd`` voxels are looked for beside it only.
         assume_spacing_mm: Spacing to use where the header has none.
+        volume: Which volume to take where a fourth axis holds several, or all as ``channels``.
 
     Raises:
-        ReadError: for damaged files. GeometryError: for impossible grids. CaseError: E_DTYPE, E_NDIM.
+        ReadError: for damaged files. GeometryError: for impossible grids. CaseError: E_DTYPE, E_NDIM, E_VOLUME.
     """
     fields, end = _fields(data, path=path)
     layout = _layout(fields, path=path, assume_spacing_mm=assume_spacing_mm)
     name = fields["ElementDataFile"]
     if name == "LOCAL":
-        return itk.decode(layout, data[end:], path=path, name="metaimage", data=b"")
+        return itk.decode(layout, memoryview(data)[end:], path=path, name="metaimage", data=b"", volume=volume)
     voxels = integrity.read_bytes(integrity.companion(path, name), missing="E_PAIR")
-    return itk.decode(layout, voxels, path=path, name="metaimage", data=voxels)
+    return itk.decode(layout, voxels, path=path, name="metaimage", data=voxels, volume=volume)
 
 
 def data_file(data: bytes, *, path: Path) -> Path | None:
@@ -95,7 +103,7 @@ def _fields(data: bytes, *, path: Path) -> tuple[dict[str, str], int]:
 
 def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[float, float, float] | None) -> itk.Layout:
     dimensions = itk.whole_number(fields.get("NDims", ""), what="NDims", path=path)
-    shape = itk.sizes(itk.numbers(fields.get("DimSize", ""), dimensions, what="DimSize", path=path), path=path)
+    shape, volumes = itk.sizes(itk.numbers(fields.get("DimSize", ""), dimensions, what="DimSize", path=path), path=path)
     element = fields.get("ElementType", "")
     if element not in _TYPES:
         raise CaseError(f"{path}: its ElementType is none of {', '.join(_TYPES)}. Convert it.", code="E_DTYPE")
@@ -121,8 +129,9 @@ def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[floa
         encoding = "text"
     return itk.Layout(
         sizes=shape,
-        channels=channels,
-        interleaved=True,
+        inner=channels,
+        outer=volumes,
+        series="outer",
         dtype=np.dtype(_TYPES[element]).newbyteorder(">" if is_big else "<"),
         encoding=encoding,
         columns_lps_mm=directions * spacing,

@@ -2,34 +2,39 @@
 
 The header is parsed with nibabel; the voxels are taken from bytes whose number and checksum were verified first.
 Choices: no scaling where the slope is 0 or not finite, as nibabel does; an unknown spatial unit is the millimetre;
-without any transform the axes are those of nibabel (x flipped, centre at the origin), with a warning.
+without any transform the axes are those of nibabel (x flipped, centre at the origin), with a warning. Colour becomes
+three channels of 8 bits with alpha laid on black, a vector at each voxel (five dimensions, the fourth 1) channels.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Shaped, UInt8
 
 from medssl.errors import CaseError, GeometryError, ReadError
 from medssl.geometry import Geometry
 from medssl.io import integrity
+from medssl.io.nifti_affine import Header, Xform, world_affine
 from medssl.io.source import Decoded, Source
-from medssl.io.values import checked_grid, label_dtype
+from medssl.io.values import (
+    check_float32,
+    checked_grid,
+    chosen_volumes,
+    finite_range,
+    label_dtype,
+    native_voxels,
+    slabs,
+)
 from medssl.volume import Volume
-
-Xform = Literal["sform", "qform"]
-Header = Any  # nibabel publishes no types
 
 _SIZES: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _READABLE = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-_CONFLICT_MM = 0.1
+_COLOURS = {128: 3, 2304: 4}
 _LIKE_MM = 1e-3
 _SHEAR_DEG = 1e-3
 _GZIP_LEVEL = 6
@@ -52,51 +57,65 @@ _GEOMETRY_FIELDS = (
 
 
 def read(
-    data: bytes, *, path: Path, xform: Xform | None, assume_spacing_mm: tuple[float, float, float] | None
+    data: bytes,
+    *,
+    path: Path,
+    xform: Xform | None,
+    assume_spacing_mm: tuple[float, float, float] | None,
+    volume: int | Literal["channels"] | None = None,
 ) -> Decoded:
-    """Voxels and grid of a NIfTI file.
+    """Voxels and grid of a NIfTI file; the array lies in memory as in the file, x fastest.
 
     Args:
         data: The whole file, perhaps gzipped; the header file of a pair.
         path: Where it came from; a pair's voxels lie beside it.
         xform: Which transform wins where both are set and disagree.
         assume_spacing_mm: Spacing to use where the header has none.
+        volume: Which volume to take where the fourth dimension holds several, or all as ``channels``.
 
     Raises:
-        ReadError: for damaged files. GeometryError: for impossible or ambiguous grids. CaseError: E_DTYPE, E_NDIM.
+        ReadError: for damaged files. GeometryError: for impossible or ambiguous grids. CaseError: E_DTYPE, E_NDIM,
+            E_VOLUME.
     """
     compressed = data[:2] == integrity.GZIP_MAGIC
     header = _parse(integrity.peek(data, path=path) if compressed else data[: max(_SIZES)], path=path)
-    raw = header.binaryblock
-    shape = _shape(header, path=path)
-    dtype = _dtype(header, path=path)
+    shape, count, is_vector = _shape(header, path=path)
+    dtype, samples = _dtype(header, path=path)
+    chosen = chosen_volumes(1 if is_vector else count, volume=volume, path=path)
+    if is_vector:
+        chosen = range(count)
+    if samples > 1 and len(chosen) > 1:
+        raise CaseError(f"{path}: {count} volumes in colour; choose one with volume.", code="E_NDIM")
     is_pair = bytes(header["magic"])[:2] == b"ni"
     offset = _offset(header, path=path, is_pair=is_pair)
-    needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    warnings: tuple[str, ...] = ()
-    second = b""
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize * samples
+    needed = offset + count * size
+    begin, end = offset + chosen.start * size, offset + chosen.stop * size
+    voxels = _voxels_of_pair(compressed=compressed, path=path) if is_pair else data
+    integrity.check_size(needed, len(voxels), path=path)
+    if not is_pair:
+        _check_extensions(integrity.peek(data, path=path, count=offset) if compressed else data, header, offset, path)
     if compressed:
-        integrity.check_size(offset + needed, len(data), path=path)
-        data, warnings = integrity.inflate(data, path=path, needed=offset + needed, wbits=integrity.GZIP)
-    if is_pair:
-        second = integrity.read_bytes(path.with_suffix(".img"), missing="E_PAIR")
+        kept, warnings = integrity.inflate(data, path=path, needed=needed, wbits=integrity.GZIP, keep=slice(begin, end))
+        flat = native_voxels(kept, dtype, count=(end - begin) // dtype.itemsize)
     else:
-        _check_extensions(data, header, offset, path=path)
-    voxels = second if is_pair else data
-    integrity.check_size(offset + needed, len(voxels), path=path)
-    warnings += integrity.exactly(voxels, offset + needed, path=path)
-    stored = np.frombuffer(voxels, dtype=dtype, offset=offset, count=needed // dtype.itemsize)
-    array = stored.astype(dtype.newbyteorder("="), copy=False).reshape(shape, order="F")
-    array, more = _scaled(array, header, path=path)
-    affine, said = _affine(header, shape, path=path, xform=xform, assume_spacing_mm=assume_spacing_mm)
+        warnings = integrity.exactly(voxels, needed, path=path)
+        flat = native_voxels(voxels, dtype, count=(end - begin) // dtype.itemsize, offset=begin)
+    array = flat.reshape((samples, *shape, len(chosen)), order="F")
+    if samples > 1:
+        array, more = _colours(array[..., 0])
+    else:
+        array, more = _scaled(np.moveaxis(array[0], -1, 0), header, path=path)
+    affine, said = world_affine(header, shape, path=path, xform=xform, assume_spacing_mm=assume_spacing_mm)
     geometry, far = checked_grid(shape, affine, path=path)
     return Decoded(
-        np.ascontiguousarray(array)[None],
+        array,
         geometry,
         f"nifti{_version(header)}",
         warnings + more + said + far,
-        nifti_header=raw,
-        data=second,
+        nifti_header=header.binaryblock,
+        data=voxels if is_pair else b"",
+        volumes=1 if is_vector else count,
     )
 
 
@@ -168,39 +187,44 @@ def _version(header: Header) -> int:
     return 1 if int(header["sizeof_hdr"]) == 348 else 2
 
 
-def _shape(header: Header, *, path: Path) -> tuple[int, int, int]:
+def _shape(header: Header, *, path: Path) -> tuple[tuple[int, int, int], int, bool]:
+    """Spatial sizes, how many values or volumes there are of them, and whether these are a vector at each voxel."""
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7:
         raise ReadError(f"{path}: dim[0] is {dim[0]}; 1 to 7 is allowed. Take the source.", code="E_HEADER")
-    for axis, n in enumerate(dim[1 : dim[0] + 1], start=1):
+    sizes = dim[1 : dim[0] + 1]
+    for axis, n in enumerate(sizes, start=1):
         if n < 1:
             raise ReadError(f"{path}: dim[{axis}] is {n}; at least 1 is needed. Take the source.", code="E_HEADER")
-    sizes = dim[1 : dim[0] + 1]
-    if any(n > 1 for n in sizes[3:]):
+    x, y, z, volumes, vector, *rest = [*sizes, *[1] * 7][:7]
+    if max(rest) > 1 or min(volumes, vector) > 1:
         raise CaseError(
-            f"{path}: {' x '.join(map(str, sizes))} voxels; three dimensions are read. Split the series into volumes.",
+            f"{path}: {' x '.join(map(str, sizes))} voxels; three dimensions and one of volumes or channels are read. "
+            "Split it into files.",
             code="E_NDIM",
         )
-    x, y, z = [*sizes, 1, 1][:3]
-    return x, y, z
+    return (x, y, z), max(volumes, vector), vector > 1
 
 
-def _dtype(header: Header, *, path: Path) -> np.dtype[Any]:
+def _dtype(header: Header, *, path: Path) -> tuple[np.dtype[Any], int]:
+    """Stored type of a value, and how many values a voxel has: three or four for colour."""
     code = int(header["datatype"])
-    if code not in _READABLE:
+    if code not in _READABLE and code not in _COLOURS:
         name = nibabel.nifti1.data_type_codes.label.get(code, "unknown")
         raise CaseError(
-            f"{path}: data type {code} ({name}); real grey values of up to 64 bits are read. Convert the file.",
+            f"{path}: data type {code} ({name}); real values of up to 64 bits and 8-bit colour are read. "
+            "Convert the file.",
             code="E_DTYPE",
         )
-    dtype = np.dtype(_READABLE[code]).newbyteorder(header.endianness)
-    if int(header["bitpix"]) != dtype.itemsize * 8:
+    samples = _COLOURS.get(code, 1)
+    dtype = np.dtype(_READABLE.get(code, "u1")).newbyteorder(header.endianness)
+    if int(header["bitpix"]) != dtype.itemsize * samples * 8:
         raise ReadError(
-            f"{path}: bitpix is {int(header['bitpix'])}; data type {code} has {dtype.itemsize * 8} bits. "
+            f"{path}: bitpix is {int(header['bitpix'])}; data type {code} has {dtype.itemsize * samples * 8} bits. "
             "Take the source.",
             code="E_HEADER",
         )
-    return dtype
+    return dtype, samples
 
 
 def _offset(header: Header, *, path: Path, is_pair: bool) -> int:
@@ -214,7 +238,13 @@ def _offset(header: Header, *, path: Path, is_pair: bool) -> int:
     return int(offset)
 
 
-def _check_extensions(data: bytes, header: Header, offset: int, *, path: Path) -> None:
+def _voxels_of_pair(*, compressed: bool, path: Path) -> bytes:
+    if compressed:
+        raise ReadError(f"{path}: a gzipped header of a pair. Unpack both files first.", code="E_FORMAT")
+    return integrity.read_bytes(path.with_suffix(".img"), missing="E_PAIR")
+
+
+def _check_extensions(data: bytes, header: Header, offset: int, path: Path) -> None:
     """Extensions may hold names, so they are never kept; a broken one makes the voxels' place doubtful."""
     position = int(header["sizeof_hdr"])
     if len(data) < position + 4 or not data[position]:
@@ -232,10 +262,23 @@ def _check_extensions(data: bytes, header: Header, offset: int, *, path: Path) -
         position += size
 
 
+def _colours(array: UInt8[np.ndarray, "c x y z"]) -> tuple[UInt8[np.ndarray, "k x y z"], tuple[str, ...]]:
+    """Red, green and blue as channels, one channel where they are equal, alpha laid on black."""
+    warnings: tuple[str, ...] = ()
+    colours = array[:3]
+    if len(array) > 3 and (array[3] < 255).any():
+        warnings = ("W_ALPHA: transparency was laid on black.",)
+        for slab in slabs(colours):
+            part = colours[..., slab]
+            part[...] = (part.astype(np.uint16) * array[3:, ..., slab] + 127) // 255
+    is_grey = all((colours[1:, ..., slab] == colours[:1, ..., slab]).all() for slab in slabs(colours))
+    return (colours[:1] if is_grey else colours).copy(order="K"), warnings
+
+
 def _scaled(
-    array: Shaped[np.ndarray, "x y z"], header: Header, *, path: Path
-) -> tuple[Shaped[np.ndarray, "x y z"], tuple[str, ...]]:
-    """Apply slope and intercept; whole ones keep integers."""
+    array: Shaped[np.ndarray, "c x y z"], header: Header, *, path: Path
+) -> tuple[Shaped[np.ndarray, "c x y z"], tuple[str, ...]]:
+    """Apply slope and intercept; whole ones keep integers, others give float32."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope):
         if slope in (np.inf, -np.inf) or (inter != 0 and np.isfinite(inter)):
@@ -249,104 +292,27 @@ def _scaled(
         low, high = (int(v) * int(slope) + int(inter) for v in (array.min(), array.max()))
         for dtype in (np.int16, np.int32):
             if np.iinfo(dtype).min <= min(low, high) and max(low, high) <= np.iinfo(dtype).max:
-                return (array.astype(np.int64) * int(slope) + int(inter)).astype(dtype), ()
-    return array.astype(np.float64) * slope + inter, ()
-
-
-def _affine(
-    header: Header,
-    shape: tuple[int, int, int],
-    *,
-    path: Path,
-    xform: Xform | None,
-    assume_spacing_mm: tuple[float, float, float] | None,
-) -> tuple[Float64[np.ndarray, "4 4"], tuple[str, ...]]:
-    """The one transform that the header means, in mm, and what was assumed to find it."""
-    scale = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-    assumed = None if assume_spacing_mm is None else np.array(assume_spacing_mm) / scale
-    header, warnings = _with_spacing(header, path=path, assumed=assumed)
-    if scale != 1:
-        warnings += (f"W_UNITS: positions in {'metres' if scale > 1 else 'micrometres'} were converted to mm.",)
-
-    def matrix(get: Callable[[], np.ndarray[Any, Any]]) -> Float64[np.ndarray, "4 4"]:
-        try:
-            affine = np.array(get(), dtype=np.float64)
-        except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
-            raise GeometryError(f"{path}: the qform is no rotation. Repair the header.", code="E_AFFINE") from error
-        affine[:3] *= scale
-        return affine
-
-    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    if not has_sform and not has_qform:
-        return matrix(header.get_base_affine), (
-            *warnings,
-            "W_NO_XFORM: no orientation is stored; left-right, front-back and head-foot are a guess.",
-        )
-    if has_sform and has_qform and xform is None:
-        sform, qform = matrix(header.get_sform), matrix(header.get_qform)
-        grid, _ = checked_grid(shape, sform, path=path)
-        apart = grid.max_corner_distance_mm(checked_grid(shape, qform, path=path)[0])
-        _check_conflict(apart, "sform and qform", path=path)
-        return sform, warnings
-    if has_qform and (xform == "qform" or not has_sform):
-        return matrix(header.get_qform), warnings
-    sform = matrix(header.get_sform)
-    if xform is None:
-        lengths = checked_grid(shape, sform, path=path)[0].spacing_mm
-        pixdim = np.asarray(header["pixdim"][1:4], dtype=np.float64) * scale
-        apart = float((np.abs(lengths - pixdim) * (np.array(shape) - 1)).max())
-        _check_conflict(apart, "sform and pixdim", path=path)
-    return sform, warnings
-
-
-def _check_conflict(apart_mm: float, which: str, *, path: Path) -> None:
-    if apart_mm > _CONFLICT_MM:
-        raise GeometryError(
-            f"{path}: {which} put a corner {apart_mm:.3g} mm apart; {_CONFLICT_MM} mm is allowed. "
-            "Find out which is right and choose it with xform sform or qform.",
-            code="E_XFORM_CONFLICT",
-        )
-
-
-def _with_spacing(
-    header: Header, *, path: Path, assumed: Float64[np.ndarray, " 3"] | None
-) -> tuple[Header, tuple[str, ...]]:
-    """Header whose first three spacings are positive numbers; ``assumed`` is in the header's unit."""
-    header = header.copy()
-    pixdim = np.array(header["pixdim"][1:4], dtype=np.float64)
-    warnings: tuple[str, ...] = ()
-    dimensions = int(header["dim"][0])
-    unused = np.arange(3) >= dimensions
-    if unused.any():
-        pixdim[unused & ~(np.isfinite(pixdim) & (pixdim > 0))] = 1
-    bad = ~np.isfinite(pixdim) | (pixdim == 0)
-    if bad.any():
-        if assumed is None:
-            raise GeometryError(
-                f"{path}: pixdim {pixdim.tolist()}; positive spacings in mm are needed. "
-                "Repair the header or say which spacing to assume.",
-                code="E_SPACING",
-            )
-        pixdim[bad] = assumed[bad]
-        warnings += (
-            f"W_SPACING_ASSUMED: spacing {assumed[bad].tolist()} was assumed for axes {np.flatnonzero(bad).tolist()}.",
-        )
-    if (pixdim < 0).any():
-        warnings += (f"W_PIXDIM: negative spacing {pixdim.tolist()} was taken as positive.",)
-    if header["pixdim"][0] not in {-1, 1}:
-        header["pixdim"][0] = 1  # by the standard 0 means 1; other values mean nothing
-    header["pixdim"][1:4] = np.abs(pixdim)
-    return header, warnings
+                whole = np.empty_like(array, dtype=dtype)
+                for slab in slabs(array):
+                    whole[..., slab] = array[..., slab].astype(np.int64) * int(slope) + int(inter)
+                return whole, ()
+    least, most, bad = finite_range(array)
+    if bad < array.size:
+        check_float32(max(abs(least * slope + inter), abs(most * slope + inter)), path=path)
+    scaled = np.empty_like(array, dtype=np.float32)
+    for slab in slabs(array):
+        scaled[..., slab] = array[..., slab].astype(np.float64) * slope + inter
+    return scaled, ()
 
 
 def _like_header(raw: bytes, geometry: Geometry, *, path: Path) -> Header:
     """Fresh header with the geometry fields of ``raw``, in its version and byte order."""
     source = _parse(raw, path=path)
-    shape = _shape(source, path=path)
+    shape, count, _ = _shape(source, path=path)
     candidates = []
     for xform in ("sform", "qform"):
         try:
-            affine, _ = _affine(source, shape, path=path, xform=xform, assume_spacing_mm=(1.0, 1.0, 1.0))
+            affine, _ = world_affine(source, shape, path=path, xform=xform, assume_spacing_mm=(1.0, 1.0, 1.0))
             candidates.append(Geometry(shape, affine))
         except GeometryError:
             continue
@@ -359,6 +325,8 @@ def _like_header(raw: bytes, geometry: Geometry, *, path: Path) -> Header:
     header = type(source)(endianness=source.endianness)
     for field in _GEOMETRY_FIELDS:
         header[field] = source[field]
+    if count > 1:
+        header["dim"] = [3, *shape, 1, 1, 1, 1]
     return header
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -48,24 +49,34 @@ _SPATIAL_KINDS = {"domain", "space"}
 _SERIES_KINDS = {"time"}
 
 
-def read(data: bytes, *, path: Path, assume_spacing_mm: tuple[float, float, float] | None) -> Decoded:
+def read(
+    data: bytes,
+    *,
+    path: Path,
+    assume_spacing_mm: tuple[float, float, float] | None,
+    volume: int | Literal["channels"] | None = None,
+) -> Decoded:
     """Voxels and grid of an NRRD file.
+
+    An axis of kind ``time`` holds volumes, of which one must be chosen; one of kind ``list`` holds channels unless a
+    volume is chosen; all other axes that are not spatial hold channels.
 
     Args:
         data: The whole ``.nrrd`` or ``.nhdr`` file.
         path: Where it came from; ``.nhdr`` voxels are looked for beside it only.
         assume_spacing_mm: Spacing to use where the header has none.
+        volume: Which volume to take where there are several, or all as ``channels``.
 
     Raises:
-        ReadError: for damaged files. GeometryError: for impossible grids. CaseError: E_DTYPE, E_NDIM.
+        ReadError: for damaged files. GeometryError: for impossible grids. CaseError: E_DTYPE, E_NDIM, E_VOLUME.
     """
     fields, end = _fields(data, path=path)
-    layout = _layout(fields, path=path, assume_spacing_mm=assume_spacing_mm)
+    layout = _layout(fields, path=path, assume_spacing_mm=assume_spacing_mm, is_list_series=isinstance(volume, int))
     second = _second(fields, path=path)
     if second is None:
-        return itk.decode(layout, data[end:], path=path, name="nrrd", data=b"")
+        return itk.decode(layout, memoryview(data)[end:], path=path, name="nrrd", data=b"", volume=volume)
     voxels = integrity.read_bytes(second, missing="E_PAIR")
-    return itk.decode(layout, voxels, path=path, name="nrrd", data=voxels)
+    return itk.decode(layout, voxels, path=path, name="nrrd", data=voxels, volume=volume)
 
 
 def data_file(data: bytes, *, path: Path) -> Path | None:
@@ -118,7 +129,13 @@ def _second(fields: dict[str, str], *, path: Path) -> Path | None:
     return None if name is None else integrity.companion(path, name)
 
 
-def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[float, float, float] | None) -> itk.Layout:
+def _layout(
+    fields: dict[str, str],
+    *,
+    path: Path,
+    assume_spacing_mm: tuple[float, float, float] | None,
+    is_list_series: bool,
+) -> itk.Layout:
     dimensions = itk.whole_number(fields.get("dimension", ""), what="dimension", path=path)
     counts = itk.numbers(fields.get("sizes", ""), dimensions, what="sizes", path=path)
     kind, encoding = fields.get("type", "").lower(), fields.get("encoding", "").lower()
@@ -130,13 +147,22 @@ def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[floa
             f"{path}: encoding {encoding[:20]!r}; raw, gzip and text without skipped bytes are read. Convert it.",
             code="E_ENCODING",
         )
-    spatial, vectors = _axes(fields, dimensions, path=path)
+    spatial, kinds, vectors = _axes(fields, dimensions, path=path)
     is_spatial = np.array(spatial)
+    shape, volumes = itk.sizes(counts[is_spatial], path=path)
+    others = int(counts[~is_spatial].prod())
+    if volumes > 1 and not all(spatial):
+        raise CaseError(f"{path}: four spatial axes and one of channels. Split it into files.", code="E_NDIM")
+    inner, outer = (1, others * volumes) if spatial[0] else (others, 1)
+    series: Literal["inner", "outer"] | None = None
+    if volumes > 1 or _SERIES_KINDS & kinds or (is_list_series and "list" in kinds):
+        series = "outer" if spatial[0] else "inner"
     columns, origin, warnings = _placed(fields, vectors, is_spatial, path=path, assume_spacing_mm=assume_spacing_mm)
     return itk.Layout(
-        sizes=itk.sizes(counts[is_spatial], path=path),
-        channels=int(counts[~is_spatial].prod()),
-        interleaved=spatial[-1],
+        sizes=shape,
+        inner=inner,
+        outer=outer,
+        series=series,
         dtype=np.dtype(_KINDS[kind]).newbyteorder(">" if fields.get("endian", "").lower() == "big" else "<"),
         encoding=_ENCODINGS[encoding],
         columns_lps_mm=columns,
@@ -145,14 +171,15 @@ def _layout(fields: dict[str, str], *, path: Path, assume_spacing_mm: tuple[floa
     )
 
 
-def _axes(fields: dict[str, str], dimensions: int, *, path: Path) -> tuple[list[bool], list[np.ndarray | None]]:
-    """Which axes are spatial, and the step along each of these where the header has one."""
+def _axes(
+    fields: dict[str, str], dimensions: int, *, path: Path
+) -> tuple[list[bool], set[str], list[np.ndarray | None]]:
+    """Which axes are spatial, the kinds of the others, and the step along each spatial one if the header has it."""
     kinds = fields.get("kinds", "").lower().split() or ["domain"] * dimensions
     directions = _vectors(fields["space directions"], path=path) if "space directions" in fields else None
     if len(kinds) != dimensions or (directions is not None and len(directions) != dimensions):
         raise ReadError(f"{path}: kinds or directions do not fit {dimensions} axes. Take the source.", code="E_HEADER")
     spatial = [kind in _SPATIAL_KINDS for kind in kinds]
-    is_series = bool(_SERIES_KINDS & set(kinds))
     if directions is None:
         steps: list[np.ndarray | None] = [None] * sum(spatial)
     else:
@@ -164,13 +191,13 @@ def _axes(fields: dict[str, str], dimensions: int, *, path: Path) -> tuple[list[
                 code="E_SPACE_DIRS",
             )
         steps = [step for step in directions if step is not None]
-    if is_series or spatial.count(False) > 1 or (not all(spatial) and spatial[0] and spatial[-1]) or not any(spatial):
+    if spatial.count(False) > 1 or (not all(spatial) and spatial[0] and spatial[-1]) or not any(spatial):
         raise CaseError(
-            f"{path}: axes of kinds {' '.join(kinds)}; spatial axes and at most one of channels "
-            "at an end are read. Split the series into volumes.",
+            f"{path}: axes of kinds {' '.join(kinds)}; spatial axes and at most one other, "
+            "at an end, are read. Split it into files.",
             code="E_NDIM",
         )
-    return spatial, steps
+    return spatial, {kind for kind, is_spatial in zip(kinds, spatial, strict=True) if not is_spatial}, steps
 
 
 def _placed(

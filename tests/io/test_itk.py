@@ -210,6 +210,98 @@ def test_a_list_axis_at_either_end_becomes_the_channels(tmp_path):
     assert code_of(tmp_path / "a.nrrd", unit="label") == "E_NDIM"
 
 
+def test_a_fourth_axis_of_a_metaimage_holds_volumes(tmp_path):
+    fields = {"NDims": "4", "TransformMatrix": "1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1", "Offset": "10 20 30 0"}
+    fields |= {"ElementSpacing": "1 2 3 1", "DimSize": "3 4 5 2"}
+    voxels = np.arange(120, dtype="<i2")
+    image = voxels.reshape((3, 4, 5, 2), order="F")
+    packed = zlib.compress(voxels.tobytes())
+    text = "".join(f"{value} " for value in voxels).encode()
+    for data in (
+        meta(voxels.tobytes(), **fields),
+        meta(voxels.astype(">i2").tobytes(), **fields, BinaryDataByteOrderMSB="True"),
+        meta(packed, **fields, CompressedData="True", CompressedDataSize=len(packed)),
+        meta(text, **fields, BinaryData="False"),
+    ):
+        path = saved(tmp_path, data, "a.mha")
+        assert code_of(path) == "E_NDIM"
+        assert code_of(path, volume=2) == "E_VOLUME"
+        for number in (0, 1):
+            volume, source = read_volume(path, volume=number)
+            assert np.array_equal(volume.array[0], image[..., number])
+            assert np.allclose(volume.geometry.origin_mm, (-10, -20, 30))
+            assert volume.geometry.spacing_mm == (1, 2, 3)
+            assert source.volumes == 2
+        channels, _ = read_volume(path, volume="channels")
+        assert np.array_equal(channels.array, np.moveaxis(image, -1, 0))
+    by_itk = sitk.GetArrayFromImage(sitk.ReadImage(str(saved(tmp_path, meta(voxels.tobytes(), **fields), "b.mha"))))
+    assert np.array_equal(by_itk.T, image)
+
+
+def test_channels_and_volumes_of_a_metaimage_come_one_volume_at_a_time(tmp_path):
+    fields = {"NDims": "4", "TransformMatrix": None, "Offset": None, "ElementSpacing": "1 1 1 1"}
+    fields |= {"DimSize": "3 2 5 2", "ElementNumberOfChannels": "2"}
+    path = saved(tmp_path, meta(np.arange(120, dtype="<i2").tobytes(), **fields), "a.mha")
+    image = np.arange(120).reshape((2, 3, 2, 5, 2), order="F")
+    assert np.array_equal(read_volume(path, volume=1)[0].array, image[..., 1])
+    assert code_of(path, volume="channels") == "E_NDIM"
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_a_time_axis_of_an_nrrd_holds_volumes(tmp_path, encoding):
+    voxels = np.arange(120, dtype="<i2")
+    payload = gzip.compress(voxels.tobytes()) if encoding == "gzip" else voxels.tobytes()
+    steps = "(1,0,0) (0,2,0) (0,0,3)"
+    first = nrrd(
+        payload, dimension=4, sizes="2 3 4 5", kinds="time domain domain domain", space_directions=f"none {steps}",
+        encoding=encoding,
+    )  # fmt: skip
+    last = nrrd(
+        payload, dimension=4, sizes="3 4 5 2", kinds="domain domain domain time", space_directions=f"{steps} none",
+        encoding=encoding,
+    )  # fmt: skip
+    plain = nrrd(
+        payload, dimension=4, sizes="3 4 5 2", kinds=None, space_directions=None, spacings="1 2 3 1", encoding=encoding
+    )  # fmt: skip
+    inner = np.moveaxis(voxels.reshape((2, 3, 4, 5), order="F"), 0, -1)
+    outer = voxels.reshape((3, 4, 5, 2), order="F")
+    for data, image in ((first, inner), (last, outer), (plain, outer)):
+        path = saved(tmp_path, data, "a.nrrd")
+        assert code_of(path) == "E_NDIM"
+        assert code_of(path, volume=2) == "E_VOLUME"
+        for number in (0, 1):
+            volume, source = read_volume(path, volume=number)
+            assert np.array_equal(volume.array[0], image[..., number])
+            assert volume.geometry.spacing_mm == (1, 2, 3)
+            assert source.volumes == 2
+            assert volume.array.base is None or volume.array.base.nbytes <= volume.array.nbytes
+        assert np.array_equal(read_volume(path, volume="channels")[0].array, np.moveaxis(image, -1, 0))
+
+
+def test_of_a_list_axis_one_may_be_chosen(tmp_path):
+    data = nrrd(
+        np.arange(120, dtype="<i2").tobytes(), dimension=4, sizes="2 3 4 5", kinds="list domain domain domain",
+        space_directions="none (1,0,0) (0,2,0) (0,0,3)",
+    )  # fmt: skip
+    path = saved(tmp_path, data, "a.nrrd")
+    both, _ = read_volume(path)
+    assert both.array.shape == (2, 3, 4, 5)
+    assert np.array_equal(read_volume(path, volume=1)[0].array, both.array[1:])
+
+
+def test_four_spatial_axes_and_channels_are_refused(tmp_path):
+    fields = {"dimension": 5, "sizes": "2 3 4 5 2", "kinds": "vector domain domain domain domain"}
+    data = nrrd(bytes(480), **fields, space_directions=None, spacings="nan 1 2 3 1")
+    assert code_of(saved(tmp_path, data, "a.nrrd")) == "E_NDIM"
+
+
+def test_arrays_may_be_changed_by_whoever_reads_them(tmp_path):
+    for data, name in ((meta(), "a.mha"), (nrrd(), "a.nrrd"), (nrrd(gzip.compress(RAW), encoding="gzip"), "b.nrrd")):
+        volume, _ = read_volume(saved(tmp_path, data, name))
+        volume.array[...] = 7
+        assert (read_volume(tmp_path / name)[0].array[0].ravel(order="F") == VOXELS).all()
+
+
 def test_spacings_are_those_of_the_spatial_axes(tmp_path):
     fields = {"dimension": 4, "space": None, "space_directions": None, "space_origin": None}
     voxels = np.arange(120, dtype="<i2").tobytes()
@@ -272,7 +364,8 @@ def test_a_zero_spacing_can_be_replaced(tmp_path):
         ({"DimSize": "a b c"}, "E_HEADER"),
         ({"DimSize": None}, "E_HEADER"),
         ({"NDims": "1", "DimSize": "60", "ElementSpacing": "1", "Offset": "0", "TransformMatrix": "1"}, "E_NDIM"),
-        ({"NDims": "4", "DimSize": "3 2 2 5"}, "E_NDIM"),
+        ({"NDims": "4", "DimSize": "3 2 2 5"}, "E_HEADER"),
+        ({"NDims": "5", "DimSize": "3 2 2 5 2"}, "E_NDIM"),
         ({"ElementType": "MET_BANANA"}, "E_DTYPE"),
         ({"ElementSpacing": "1 -2 3"}, "E_SPACING"),
         ({"ElementSpacing": "1 nan 3"}, "E_SPACING"),

@@ -193,10 +193,99 @@ def test_a_cut_jpeg_is_refused(tmp_path):
 
 def test_deep_colour_and_several_frames_are_refused(tmp_path):
     assert code_of(tmp_path, png(1, 1, depth=16, colour=2, body=bytes(7))) == "E_DTYPE"
-    frames = [Image.fromarray(GREY), Image.fromarray(GREY)]
+    assert code_of(tmp_path, tiff_pages(GREY, GREY), "a.tif") == "E_NDIM"
+
+
+def tiff_pages(*arrays, **options):
+    frames = [Image.fromarray(array) for array in arrays]
     buffer = io.BytesIO()
-    frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
-    assert code_of(tmp_path, buffer.getvalue(), "a.tif") == "E_NDIM"
+    frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:], **options)
+    return buffer.getvalue()
+
+
+def tiff(body, *tags):
+    """A little-endian TIFF of one strip, written by hand: 9 columns, 7 rows."""
+    entries = [(256, 4, 1, 9), (257, 4, 1, 7), *tags, (273, 4, 1, 8), (278, 4, 1, 7), (279, 4, 1, len(body))]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + directory + bytes(4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pages_of_a_tiff_become_slices_on_demand(tmp_path, dtype):
+    stack = np.random.default_rng(0).integers(0, 255, (5, 7, 9)).astype(dtype) * dtype(1 if dtype is np.uint8 else 200)
+    data = tiff_pages(*stack)
+    assert code_of(tmp_path, data, "a.tif") == "E_NDIM"
+    volume, said = read(tmp_path, data, "a.tif", pages="stack")
+    assert volume.array.dtype == dtype
+    assert np.array_equal(volume.array[0].transpose(2, 1, 0), stack)
+    assert volume.geometry.spacing_mm == (1, 1, 1)
+    assert said == ["W_PAGES", "W_NO_SPACING"]
+    volume, said = read(tmp_path, data, "a.tif", pages="stack", assume_spacing_mm=(0.2, 0.3, 2.0))
+    assert volume.geometry.spacing_mm == pytest.approx((0.2, 0.3, 2.0))
+    assert said == ["W_PAGES", "W_SPACING_ASSUMED"]
+    by_itk = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.tif")))
+    assert np.array_equal(by_itk, stack)
+
+
+def test_pages_in_colour_keep_their_channels(tmp_path):
+    volume, _ = read(tmp_path, tiff_pages(COLOUR, 255 - COLOUR), "a.tif", pages="stack")
+    assert volume.array.shape == (3, 9, 7, 2)
+    assert np.array_equal(volume.array[..., 1].transpose(2, 1, 0), 255 - COLOUR)
+
+
+def test_pages_as_a_label_map(tmp_path):
+    stack = np.random.default_rng(0).integers(0, 3, (4, 7, 9)).astype(np.uint8)
+    volume, _ = read(tmp_path, tiff_pages(*stack), "a.tif", pages="stack", unit="label")
+    assert np.array_equal(volume.array[0].transpose(2, 1, 0), stack)
+
+
+def test_pages_that_differ_are_refused(tmp_path):
+    for other in (GREY[:6], GREY.astype(np.uint16), COLOUR):
+        assert code_of(tmp_path, tiff_pages(GREY, other), "a.tif", pages="stack") == "E_MIXED_SHAPE"
+
+
+def test_a_picture_of_one_page_is_one_slice_with_pages_too(tmp_path):
+    for data, name in ((picture(GREY), "a.png"), (picture(GREY, "TIFF"), "a.tif")):
+        volume, said = read(tmp_path, data, name, pages="stack")
+        assert volume.array.shape == (1, 9, 7, 1)
+        assert said == ["W_NO_SPACING"]
+
+
+def test_an_animation_is_refused_even_with_pages(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, "PNG", save_all=True, append_images=[Image.fromarray(255 - GREY)])
+    assert code_of(tmp_path, buffer.getvalue(), pages="stack") == "E_NDIM"
+
+
+def test_more_pages_than_a_stack_can_have_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("medssl.io.raster._MOST_PAGES", 3)
+    assert code_of(tmp_path, tiff_pages(*[GREY] * 5), "a.tif", pages="stack") == "E_BOMB"
+
+
+def test_unsigned_32_bits_of_a_tiff_do_not_become_negative(tmp_path):
+    values = (GREY.astype(np.uint32) << 24) + 5
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "a.tif"))
+    volume, _ = read_volume(tmp_path / "a.tif")
+    assert np.array_equal(volume.array[0, :, :, 0].T, values)
+    signed = GREY.astype(np.int16) - 100
+    sitk.WriteImage(sitk.GetImageFromArray(signed), str(tmp_path / "a.tif"))
+    assert np.array_equal(read_volume(tmp_path / "a.tif")[0].array[0, :, :, 0].T, signed)
+
+
+def test_a_tiff_whose_zero_is_white_is_turned_to_black(tmp_path):
+    for depth, dtype in ((8, np.uint8), (16, np.uint16)):
+        body = GREY.astype(dtype)
+        data = tiff(body.tobytes(), (258, 3, 1, depth), (259, 3, 1, 1), (262, 3, 1, 0))
+        volume, _ = read(tmp_path, data, "a.tif")
+        assert np.array_equal(volume.array[0, :, :, 0].T, np.iinfo(dtype).max - body)
+        data = tiff(body.tobytes(), (258, 3, 1, depth), (259, 3, 1, 1), (262, 3, 1, 1))
+        assert np.array_equal(read(tmp_path, data, "a.tif")[0].array[0, :, :, 0].T, body)
+
+
+def test_a_tiff_of_deep_colour_is_refused(tmp_path):
+    image = sitk.GetImageFromArray(COLOUR.astype(np.uint16) * 257, isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "a.tif"))
+    assert code_of(tmp_path, (tmp_path / "a.tif").read_bytes(), "a.tif") == "E_DTYPE"
 
 
 def test_mutated_pictures_end_in_one_error_type(tmp_path):
@@ -209,7 +298,7 @@ def test_mutated_pictures_end_in_one_error_type(tmp_path):
             for _ in range(rng.randint(1, 4)):
                 damaged[rng.randrange(len(data))] = rng.randrange(256)
             try:
-                read_volume(saved(tmp_path, bytes(damaged), name))
+                read_volume(saved(tmp_path, bytes(damaged), name), pages="stack")
             except MedSSLError:
                 refused += 1
         assert refused > 0

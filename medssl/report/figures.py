@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Num
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+_OUTLIER = 10.0
+_MOST_ACROSS = 4
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -93,6 +96,92 @@ def training_curve(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return _png(figure)
+
+
+def cohort_grids(
+    cases: Sequence[tuple[str, tuple[int, int, int], tuple[float, float, float], bool]],
+) -> bytes | None:
+    """Draw how voxel sizes and slice counts of a cohort are spread, one colour a modality.
+
+    Args:
+        cases: Modality, shape, spacing in mm, and whether that spacing is known, of each case.
+
+    Returns:
+        PNG, or None where nothing is known.
+    """
+    known = [case for case in cases if case[3]]
+    solid = [case for case in cases if case[1][2] > 1]
+    panels: list[tuple[str, list[tuple[str, float]]]] = [
+        ("pixel size in a slice, mm", [(name, min(spacing)) for name, _, spacing, _ in known]),
+        ("distance of slices, mm", [(name, max(spacing)) for name, shape, spacing, _ in known if shape[2] > 1]),
+        ("longer side, pixels", [(name, max(shape)) for name, shape, _, _ in cases]),
+        ("slices", [(name, shape[int(np.argmax(spacing))]) for name, shape, spacing, _ in solid]),
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    if not panels:
+        return None
+    names = sorted({case[0] for case in cases})
+    figure = Figure(figsize=(3.0 * len(panels), 2.7), dpi=130, layout="constrained")
+    for ax, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        groups = [[value for name, value in values if name == wanted] for wanted in names]
+        everything = [value for _, value in values]
+        low, high = min(everything), max(everything)
+        edge = 0.05 * max(abs(high), 1e-3)
+        bins = np.linspace(low - edge, high + edge, min(25, 5 + len(set(everything))))
+        ax.hist(groups, bins=bins, stacked=True, color=_colours(len(names)), label=names)
+        ax.yaxis.get_major_locator().set_params(integer=True)
+        _plain(ax, xlabel=title, ylabel="images" if ax is figure.axes[0] else "")
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def cohort_intensities(cases: Sequence[tuple[str, str, float, float]]) -> bytes | None:
+    """Draw the 1st to 99th percentile of each case as a bar, one panel a modality and unit, narrow ones first.
+
+    Args:
+        cases: Modality, unit, low and high value of each case.
+
+    Returns:
+        PNG, or None without cases.
+    """
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name, unit, low, high in cases:
+        groups.setdefault((name, unit), []).append((low, high))
+    if not groups:
+        return None
+    names = sorted({name for name, _ in groups})
+    across = min(len(groups), _MOST_ACROSS)
+    down = -(-len(groups) // across)
+    figure = Figure(figsize=(max(3.0 * across, 4.5), 2.7 * down), dpi=130, layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel().tolist()
+    for ax in panels[len(groups) :]:
+        ax.set_axis_off()
+    for ax, ((name, unit), ranges) in zip(panels, sorted(groups.items()), strict=False):
+        ordered = sorted(ranges, key=lambda pair: (pair[1], pair[0]))
+        lows, highs = np.array(ordered).T
+        colour = _colours(len(names))[names.index(name)]
+        ax.bar(
+            np.arange(len(ordered)), highs - lows, bottom=lows, width=0.85 if len(ordered) < 80 else 1.0, color=colour
+        )
+        ax.set_xticks([])
+        if np.abs(highs).max() > _OUTLIER * max(1.0, float(np.median(np.abs(highs)))):
+            ax.set_yscale("symlog", linthresh=1.0)
+        _plain(ax, xlabel=f"{len(ordered)} images of {name}", ylabel="value" if unit == "arbitrary" else unit)
+    return _png(figure)
+
+
+def _colours(count: int) -> list[str]:
+    return [_COLOURS[place % len(_COLOURS)] for place in range(count)]
+
+
+def _plain(ax: Axes, *, xlabel: str, ylabel: str) -> None:
+    """Only the two spines that carry a scale, small type."""
+    ax.set_xlabel(xlabel, fontsize=9)
+    ax.set_ylabel(ylabel, fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.25)
+    ax.set_axisbelow(True)
 
 
 def _png(figure: Figure) -> bytes:

@@ -104,7 +104,7 @@ class Ledger:
         for entry in self._entries:
             if not outcomes or entry.outcome in outcomes:
                 writer.writerow(
-                    tuple(_inert(str(value)) for value in (entry.item, entry.outcome, entry.code, entry.reason))
+                    tuple(inert(str(value)) for value in (entry.item, entry.outcome, entry.code, entry.reason))
                 )
         return buffer.getvalue()
 
@@ -115,7 +115,7 @@ class Ledger:
         return f"{counts['seen']} seen: " + (", ".join(parts) or "nothing")
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
     """Escape control characters, and keep a spreadsheet from reading the cell as a formula."""
     shown = "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
     return f"'{shown}" if shown[:1] in {"=", "+", "@"} else shown

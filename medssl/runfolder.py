@@ -69,14 +69,21 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
+def atomic_write(path: Path, data: bytes | str, *, private: bool = False) -> None:
     """Write a whole file or none: temporary name beside it, fsync, rename, fsync of the folder.
+
+    Args:
+        path: What to write.
+        data: Its content.
+        private: Whether only its owner may read it.
 
     Raises:
         EnvironmentFaultError: if the disk is full or the folder may not be written; the old file stays.
     """
     payload = data.encode() if isinstance(data, str) else data
     with atomic_path(path) as temporary:
+        if private:
+            temporary.touch(mode=0o600)
         temporary.write_bytes(payload)
 
 

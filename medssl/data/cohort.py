@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from pydantic import Field
 
 from medssl.config import Config
+from medssl.data.reading import Reading
 from medssl.errors import CaseError, ConfigError, ReadError
 from medssl.runfolder import atomic_path, atomic_write
 
-Modality = Literal["CT", "MR", "US", "XR", "other"]
+Modality = Literal["CT", "MR", "PT", "US", "XR", "other"]
 Split = Literal["train", "val", "test"]
 
-COLUMNS = ("case_id", "subject_id", "image", "label", "modality", "split")
+COLUMNS = ("case_id", "subject_id", "image", "label", "modality", "split", "reading")
 
 _ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
 _MANGLED = re.compile(r"^\d+(\.\d+)?E\+\d+$|^\d{1,2}-(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)$")
@@ -33,10 +35,11 @@ class Case(Config):
     Args:
         case_id: Unique in its cohort; letters, digits and ``. _ -``.
         subject_id: Whose image it is; all images of a subject share a split.
-        image: Path of the image.
+        image: Path of the image: a file, a folder of DICOM files, or a series list.
         label: Path of its label map, if there is one.
         modality: Decides nothing by itself; preparation refuses another one than its own.
         split: Where it belongs, if that is decided.
+        reading: Choices by which image and label are read.
     """
 
     case_id: str = Field(pattern=_ID)
@@ -45,6 +48,7 @@ class Case(Config):
     label: str | None = Field(None, min_length=1)
     modality: Modality = "other"
     split: Split | None = None
+    reading: Reading = Reading()
 
 
 class Cohort(Sequence[Case]):
@@ -97,7 +101,8 @@ class Cohort(Sequence[Case]):
         """Read a table of cases; paths in it are relative to its own folder.
 
         Columns: ``case_id``, ``image``, and any of ``subject_id`` (else the case id), ``label``, ``modality``,
-        ``split``. UTF-8 with commas; a byte-order mark and CRLF are fine.
+        ``split`` and ``reading`` (JSON, such as ``{"volume": 3}``). UTF-8 with commas; a byte-order mark and CRLF are
+        fine.
 
         Raises:
             ReadError: if the file cannot be read.
@@ -163,6 +168,7 @@ class Cohort(Sequence[Case]):
                 _relative(case.label, folder) if case.label else "",
                 case.modality,
                 case.split or "",
+                case.reading.to_text(),
             )
             for case in self._cases
         ]
@@ -182,11 +188,16 @@ def read_rows(path: Path) -> list[tuple[int, Case]]:
         if case_id in seen:
             raise table_error(path, line, f"case_id {case_id} was used in line {seen[case_id]}; ids are unique")
         seen[case_id] = line
-        given: dict[str, str] = {name: value for name, value in row.items() if value}
+        given: dict[str, Any] = {name: value for name, value in row.items() if value}
         given.setdefault("subject_id", case_id)
         for name in ("image", "label"):
             if name in given:
                 given[name] = os.path.abspath(path.parent / given[name])  # noqa: PTH100  links stay links
+        try:
+            if "reading" in given:
+                given["reading"] = json.loads(given["reading"])
+        except ValueError as error:
+            raise table_error(path, line, 'reading is no JSON, such as {"volume": 3}') from error
         try:
             cases.append((line, Case.parse(given, source=f"case {case_id}")))
         except ConfigError as error:

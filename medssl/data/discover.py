@@ -1,8 +1,8 @@
-"""Which files of a folder are images, which are labels, and whose; from names alone, no voxel is read.
+"""Which files of a folder are images, which are labels, and whose; no voxel is read.
 
 One rule serves the decathlon layout (imagesTr, labelsTr, imagesTs), BIDS-like trees (sub-*/anat, derivatives) and plain
 folders: a file is a label map if it lies in a folder of labels or its name ends like one, and it belongs to the image
-of the same name.
+of the same name. DICOM files are known by their content, and what belongs together by their headers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 from medssl import io
-from medssl.data.walk import walk
+from medssl.data.archive import is_archive
+from medssl.data.cohort import Modality
+from medssl.data.incremental import Cache
+from medssl.data.series import Series, Volumes, chosen_stacks, find_series, modality_of, place_of
+from medssl.data.walk import Entry, walk
 from medssl.errors import CaseError, MedSSLError, ReadError
+from medssl.io.dicom.model import Item
 
 _LABEL_FOLDERS = {"labels", "label", "labelstr", "labelsts", "labelsval", "masks", "mask", "segmentations"}
 _IMAGE_FOLDERS = {"images", "image", "imagestr", "imagests", "imagesval"}
@@ -41,11 +46,15 @@ class Found:
     Args:
         item: Path relative to the folder that was scanned; its name in the ledger.
         case_id: Safe name, unique among the found.
-        image: Where it lies.
+        image: Where it lies; for DICOM the name of the series list that has yet to be written.
         label: Its label map, if there is one.
-        subject_id: From ``sub-XX``, else the folder that it shares with other images, else the case.
+        subject_id: From ``sub-XX`` or the DICOM header, else the folder that it shares with other images, else the
+            case.
         whose: How the subject is known.
         warnings: ``W_CODE: sentence`` strings.
+        modality: Where the file states it.
+        series: The DICOM item that the image is a volume of.
+        volume: Which of its volumes, where it has several.
     """
 
     item: str
@@ -55,6 +64,9 @@ class Found:
     subject_id: str = ""
     whose: Whose = "unknown"
     warnings: tuple[str, ...] = ()
+    modality: Modality | None = None
+    series: Item | None = None
+    volume: int | None = None
 
 
 @dataclass
@@ -65,58 +77,90 @@ class Discovery:
         found: Images, sorted by path.
         refused: Files that look like images or labels and cannot be used, with the reason.
         ignored: Other files, with the reason; label maps of the found images are in neither list.
+        duplicates: DICOM files, with the file that they equal.
     """
 
     found: list[Found] = field(default_factory=list)
     refused: list[tuple[str, MedSSLError]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a folder is looked through.
+
+    Args:
+        label_suffixes: How names of label maps end, before the file type.
+        image_glob: Only paths, relative to the folder, that match are images.
+        follow_links: Whether links that lead out of the folder are followed.
+        volumes: Which volumes of a DICOM item become cases.
+        regularise: Take DICOM series with missing slices or uneven slice distances.
+        workers: Processes for DICOM headers; 0 chooses by the machine.
+    """
+
+    label_suffixes: tuple[str, ...]
+    image_glob: str | None = None
+    follow_links: bool = False
+    volumes: Volumes = "auto"
+    regularise: bool = False
+    workers: int = 1
 
 
 def discover(
-    root: Path, *, label_suffixes: Sequence[str], image_glob: str | None = None, follow_links: bool = False
+    root: Path, *, rules: Rules, key: bytes, unpack_to: Path, leave_out: Sequence[Path] = (), cache: Cache | None = None
 ) -> Discovery:
     """Look through a folder.
 
     Args:
-        root: Folder to look through, with all below it.
-        label_suffixes: How names of label maps end, before the file type.
-        image_glob: Only paths, relative to ``root``, that match are images.
-        follow_links: Whether links that lead out of ``root`` are followed.
+        root: Folder to look through, with all below it; or an archive.
+        rules: What counts as an image or a label, and which volumes are taken.
+        key: Of the tokens that stand for identifiers of DICOM files.
+        unpack_to: Folder to unpack archives into.
+        leave_out: Folders not to enter.
+        cache: What is known of files that have not changed.
 
     Raises:
-        ReadError: if ``root`` is no folder.
+        ReadError: if ``root`` is no folder and no archive.
+        EnvironmentFaultError: if an archive does not fit on the disk.
     """
-    if not root.is_dir():
-        raise ReadError(f"{root}: is no folder. Give a folder of images, or a CSV of cases.", code="E_NO_DATA")
+    if not root.is_dir() and not (root.is_file() and is_archive(root)):
+        text = f"{root}: is no folder and no archive. Give a folder of images, a .zip of one, or a CSV of cases."
+        raise ReadError(text, code="E_NO_DATA")
     result = Discovery()
-    images: list[Path] = []
-    labels: list[Path] = []
-    for path, fault in walk(root, follow_links=follow_links):
+    images: dict[Path, Path] = {}
+    labels: dict[Path, Path] = {}
+    unknown: list[Entry] = []
+    for entry in walk(root, follow_links=rules.follow_links, unpack_to=unpack_to, leave_out=leave_out):
+        path = entry.item
+        reason = _why_ignored(path) if entry.fault is None or _is_hidden(path) else ""
         if not str(path).isprintable():
             shown = str(path).encode("unicode_escape").decode()
             text = f"{shown}: the name has control characters or is not UTF-8; tables cannot hold it. Rename the file."
             result.refused.append((shown, ReadError(text, code="E_NAME")))
-            continue
-        reason = _why_ignored(path) if fault is None or _is_hidden(path) else ""
-        if fault is not None and not reason:
-            result.refused.append((str(path), fault))
         elif reason:
             result.ignored.append((str(path), reason))
-        elif not follow_links and _leads_out(root, path):
+        elif entry.fault is not None:
+            result.refused.append((str(path), entry.fault))
+        elif not rules.follow_links and entry.path == root / path and _leads_out(root, path):
             text = f"{path}: is a link that leads out of the folder. Set follow_links: true to allow it."
             result.refused.append((str(path), ReadError(text, code="E_LINK")))
-        elif _is_label(path, label_suffixes):
-            labels.append(path)
-        elif image_glob is not None and not path.match(image_glob):
-            result.ignored.append((str(path), f"does not match {image_glob}"))
+        elif not io.is_image(path):
+            unknown.append(entry)
+        elif _is_label(path, rules.label_suffixes):
+            labels[path] = entry.path
+        elif rules.image_glob is not None and not path.match(rules.image_glob):
+            result.ignored.append((str(path), f"does not match {rules.image_glob}"))
         elif "derivatives" in path.parts:
             result.ignored.append((str(path), "derived image, no label by its name"))
         else:
-            images.append(path)
-    paired = _pair(images, labels, label_suffixes, result)
-    shared = _shared_folders(images)
+            images[path] = entry.path
+    series = find_series(unknown, key=key, cache=cache, regularise=rules.regularise, workers=rules.workers)
+    _take_series(series, rules, result)
+    paired = _pair(list(images), list(labels), rules.label_suffixes, result)
+    shared = _shared_folders(list(images))
     is_decathlon = (root / "dataset.json").is_file()
-    for path, case_id in _case_ids(images, result).items():
+    for path, case_id in _case_ids(list(images), result).items():
         label = paired.get(path)
         lacks = is_decathlon and label is None and path.parts[0] == "imagesTr"
         warnings = (
@@ -124,9 +168,48 @@ def discover(
         ) * lacks
         subject_id, whose = _subject(path, case_id, shared)
         result.found.append(
-            Found(str(path), case_id, root / path, root / label if label else None, subject_id, whose, warnings)
+            Found(str(path), case_id, images[path], labels[label] if label else None, subject_id, whose, warnings)
         )
     return result
+
+
+def _take_series(series: Series, rules: Rules, result: Discovery) -> None:
+    """Make cases of the volumes of DICOM items, and book the files that are none."""
+    result.ignored += [(str(entry.item), "not an image file") for entry in series.others] + series.ignored
+    result.refused += series.refused
+    result.duplicates += series.duplicates
+    unused = set(series.labels.values())
+    for item in series.items:
+        name = place_of(item, series.items_of)
+        if rules.image_glob is not None and not any(
+            Path(series.items_of[path]).match(rules.image_glob) for path in item.paths
+        ):
+            result.ignored.append((name, f"does not match {rules.image_glob}"))
+            continue
+        try:
+            numbers, warnings = chosen_stacks(item, rules.volumes)
+        except CaseError as error:
+            result.refused.append((name, CaseError(f"{name}: {error.message}", code=error.code)))
+            continue
+        for number in numbers:
+            is_one = len(item.stacks) == 1
+            label = series.labels.get((item.name, number))
+            unused.discard(label)
+            found = Found(
+                name if is_one else f"{name}-{number:03d}",
+                f"series-{item.name}" if is_one else f"series-{item.name}-{number:03d}",
+                Path(f"{item.name}.dicom.json"),
+                label,
+                f"patient-{item.patient}",
+                "told",
+                warnings + series.doubts(item),
+                modality_of(item),
+                item,
+                None if is_one else number,
+            )
+            result.found.append(found)
+    for path in sorted(unused):
+        result.ignored.append((series.items_of[path], "label of an image that is not taken"))
 
 
 def safe_id(name: str) -> str:
@@ -145,10 +228,6 @@ def _is_hidden(path: Path) -> bool:
 def _why_ignored(path: Path) -> str:
     if _is_hidden(path):
         return "hidden file"
-    if path.suffix.lower() in {".dcm", ".dicom", ".ima"}:
-        return "DICOM is not read yet; convert the series to NIfTI"
-    if not io.is_image(path):
-        return "not an image file"
     channel = _CHANNEL.search(io.stem(path)) if _is_nnunet(path) else None
     if channel and channel[1] != "0000":
         return "further channel of an image; one file a case is read"

@@ -20,9 +20,8 @@ import numpy as np
 from jaxtyping import Shaped
 from pydantic import model_validator
 
-from medssl import io
+from medssl import io, pool
 from medssl.config import Config
-from medssl.data import pool
 from medssl.data.cohort import Case, Cohort, Modality
 from medssl.data.normalise import (
     BodyMaskConfig,
@@ -33,6 +32,7 @@ from medssl.data.normalise import (
     foreground_box,
     scale_intensity,
 )
+from medssl.data.reading import Reading, one_channel, read_image, read_label
 from medssl.data.store import (
     STORE_VERSION,
     ArrayStore,
@@ -44,14 +44,14 @@ from medssl.data.store import (
     write_entry,
     write_index,
 )
-from medssl.errors import CaseError, CheckpointError, EnvironmentFaultError, GeometryError, MedSSLError
+from medssl.errors import CaseError, CheckpointError, EnvironmentFaultError, MedSSLError, ReadError
+from medssl.io.dicom.series_list import SUFFIX, read_list
 from medssl.ledger import Ledger, Outcome
 from medssl.progress import track
 from medssl.runfolder import Journal, atomic_write, make_folder, remove, remove_stale
 from medssl.volume import Volume, crop, reorient, resample_to, respace
 
 _SHEAR_TOLERANCE_DEG = 0.1
-_LABEL_TOLERANCE_MM = 0.1
 _AIR_HU = -1024.0
 _MOST_IN_AIR_HU = -200.0
 
@@ -66,8 +66,8 @@ class PrepareConfig(Config):
         intensity: Scaling of values.
         body_mask: Where statistics are taken and crops are drawn.
         crop: Cutting the air off.
-        xform: Which NIfTI transform to believe where the two disagree; by default such files are refused.
-        assume_spacing_mm: Voxel size of files that state none.
+        xform: Which NIfTI transform to believe where the two disagree, for cases without such a choice of their own.
+        assume_spacing_mm: Voxel size of files that state none, likewise.
     """
 
     modality: Modality = "other"
@@ -84,7 +84,7 @@ class PrepareConfig(Config):
         for spacing in (self.spacing_mm, self.assume_spacing_mm):
             if spacing is not None and min(spacing) <= 0:
                 raise ValueError("spacings must be above 0 mm")
-        if self.intensity.mode == "hu" and self.modality in {"MR", "US", "XR"}:
+        if self.intensity.mode == "hu" and self.modality in {"MR", "PT", "US", "XR"}:
             raise ValueError(f"intensity mode hu is for CT, not for {self.modality}; take robust_zscore")
         if sorted("RAS".find(axis) for axis in self.orientation.translate(str.maketrans("LPI", "RAS"))) != [0, 1, 2]:
             raise ValueError("orientation needs one letter each of R/L, A/P and S/I, for example RAS")
@@ -249,30 +249,9 @@ def prepare_volume(
     return Prepared(Volume(rounded, image.geometry, config.unit), body, record, mask_label, tuple(notes))
 
 
-def read_image(path: Path, config: PrepareConfig) -> tuple[Volume, io.Source]:
-    """Read an image the way that ``config`` says."""
-    return io.read_volume(path, unit=config.unit, xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
-
-
-def matched_label(image: Volume, label: Volume, *, item: str) -> Volume:
-    """The label map on exactly the grid of its image.
-
-    Raises:
-        CaseError: E_SHAPE or E_GEOMETRY, if the grids differ by more than 0.1 mm at a corner.
-    """
-    if label.geometry.shape != image.geometry.shape or label.array.shape[0] != 1:
-        raise CaseError(
-            f"{item}: label of shape {label.array.shape}, image of shape {image.array.shape} (channels first); "
-            "a label has one channel and the voxels of its image. Find the label of this image.",
-            code="E_SHAPE",
-        )
-    distance = image.geometry.max_corner_distance_mm(label.geometry)
-    if distance > _LABEL_TOLERANCE_MM:
-        raise GeometryError(
-            f"{item}: label lies {distance:.2f} mm off its image at a corner; {_LABEL_TOLERANCE_MM} mm is allowed. "
-            "Resample the label onto the image, or correct its header."
-        )
-    return Volume(label.array, image.geometry, "label")
+def reading_of(config: PrepareConfig, chosen: Reading | None = None) -> Reading:
+    """How to read a case: its own choices first, then those of the preparation."""
+    return (chosen or Reading()).completed(xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
 
 
 @dataclass(frozen=True)
@@ -304,17 +283,16 @@ def _prepare_case(task: _Task) -> _Done:
         except CheckpointError:
             remove(folder)
             state = "rebuilt"
+    reading = reading_of(config, case.reading)
     with _nameless(case.image, f"case {case.case_id}: image"):
-        volume, source = read_image(Path(case.image), config)
+        volume, source = read_image(Path(case.image), reading, unit=config.unit)
     warnings = list(source.warnings)
     label = None
     if case.label is not None:
         with _nameless(case.label, f"case {case.case_id}: label"):
-            label_volume, label_source = io.read_volume(
-                Path(case.label), unit="label", xform=config.xform, assume_spacing_mm=config.assume_spacing_mm
-            )
-        label = matched_label(volume, label_volume, item=f"case {case.case_id}")
-        warnings += label_source.warnings
+            label, said = read_label(Path(case.label), reading, image=volume, item=f"case {case.case_id}")
+        label = one_channel(label, item=f"case {case.case_id}")
+        warnings += said
     prepared = prepare_volume(volume, config, label=label, keep_label=_keeps_label(case))
     warnings += prepared.warnings
     if label is not None and not label.array.any():
@@ -348,9 +326,13 @@ def _key(case: Case, config: PrepareConfig) -> tuple[str, dict[str, str]]:
             "Prepare it with a configuration of its own.",
             code="E_MODALITY",
         )
+    reading = case.reading
     with _nameless(case.image, f"case {case.case_id}: image"):
-        digests = {"image_digest": io.digest(Path(case.image))}
+        digest = io.digest(Path(case.image), volume=reading.volume, regularise=reading.regularise)
+    digests = {"image_digest": digest}
     content: dict[str, Any] = {"prepare": config.to_dict(), "store_version": STORE_VERSION}
+    if not reading.is_plain:
+        content["reading"] = reading.to_text()
     if case.label is not None:
         with _nameless(case.label, f"case {case.case_id}: label"):
             digests["label_digest"] = io.digest(Path(case.label))
@@ -376,9 +358,26 @@ def _nameless(path: str, name: str) -> Iterator[None]:
     except EnvironmentFaultError:
         raise
     except MedSSLError as error:
+        text = error.message.replace(path, name)
+        for file in _files_of(Path(path)):
+            text = text.replace(str(file), f"{name}, one of its files").replace(file.name, "one of its files")
         beside = re.escape(str(Path(path).parent)) + r"/.*?(?=: )"
-        text = re.sub(beside, f"{name}, second file", error.message.replace(path, name))
+        text = re.sub(beside, f"{name}, second file", text)
         raise type(error)(text, code=error.code) from None
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Files behind a folder or a series list, longest names first."""
+    if path.is_dir():
+        files = {file for file in path.rglob("*") if file.is_file()}
+    elif path.name.endswith(SUFFIX):
+        try:
+            files = {file for volume in read_list(path) for file in volume.paths}
+        except ReadError:
+            files = set()
+    else:
+        files = set()
+    return sorted(files, key=lambda file: -len(str(file)))
 
 
 def _row(case: Case, done: _Done) -> IndexRow:

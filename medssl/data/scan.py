@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import logging
-import secrets
+import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from medssl import io
+from medssl import io, pool
 from medssl.config import Config, dump_yaml
-from medssl.data import pool
-from medssl.data.cohort import Case, Cohort, Modality, leak_error, read_rows, read_table, split_leaks, table_error
-from medssl.data.discover import Whose, discover
-from medssl.data.prepare import matched_label
-from medssl.data.store import label_values
-from medssl.errors import CaseError, ConfigError, MedSSLError, NoInputError
-from medssl.ledger import Ledger, Outcome
-from medssl.progress import track
-from medssl.runfolder import Journal, atomic_path, atomic_write, make_folder
-from medssl.volume import Volume, reorient
+from medssl.data import listing
+from medssl.data.cohort import Case, Cohort, Modality, leak_error, split_leaks
+from medssl.data.discover import Rules, discover
+from medssl.data.examine import Checked, Task, examine_all
+from medssl.data.identify import load_key, renamed, write_names
+from medssl.data.incremental import Cache
+from medssl.data.listing import Listed
+from medssl.data.reading import Reading, read_image
+from medssl.data.series import Volumes
+from medssl.data.tables import acquisition_table, refused_table
+from medssl.errors import MedSSLError, NoInputError
+from medssl.io.dicom.series_list import write_list
+from medssl.ledger import Ledger
+from medssl.report.cohort import CaseSummary, write_cohort_report
+from medssl.runfolder import Journal, atomic_write, make_folder
 
-_SUBJECT_COLUMNS = ("subject_id", "subject_group")
-_SPLIT_COLUMNS = ("split", "suggested_split")
 _NO_SPLIT = "W_NO_SPLIT: other cases have a split and this one has none; it is in no split."
+_OWN_FOLDERS = ("series", "thumbnails", "unpacked")
+_FEW_CASES = 3
 
 _log = logging.getLogger(__name__)
 
@@ -40,20 +43,32 @@ class ScanConfig(Config):
     """How a folder is looked through.
 
     Args:
-        modality: Of all cases, unless a table says otherwise.
+        modality: Of all cases, unless a table or a DICOM header says otherwise.
         table: CSV with ``case_id`` and any of ``subject_id`` (or ``subject_group``), ``split`` (or
             ``suggested_split``) and ``modality``; rows with a ``kind`` other than ``image`` are skipped. Looked for
             where it says, else in the scanned folder.
         image_glob: Only paths that match are images.
         label_suffixes: How names of label maps end, before the file type.
         label_values: The values that a label may have beside 0; any by default.
-        pseudonymise: Replace case and subject ids by keyed hashes; the key and the names stay in
-            ``pseudonyms.json``, readable by its owner only. Paths in the tables of the scan keep the files' own names.
+        label_grid: What becomes of a label on another grid than its image: refused (``same``), resampled onto it
+            (``resample``), or believed to lie on it where the voxels are as many (``trust``).
+        volumes: Which of several volumes in one file or DICOM series become cases. ``auto`` takes all of a DICOM series
+            up to 8 and the middle one of more, and refuses other files; ``channels`` makes one image of the volumes
+            of a file.
+        names: ``hash`` replaces case and subject ids that the user has not given, in a table, by keyed hashes; ``keep``
+            takes them from names of files. The key and the names stay in ``pseudonyms.json``, readable by its owner
+            only. Paths in the tables of the scan keep the files' own names.
+        key_file: ``pseudonyms.json`` of another scan, to give equal names the same hashes.
         fractions: Shares of subjects in train, val and test, where no table gives splits.
         seed: Of that split.
         follow_links: Whether links that lead out of the folder are followed.
         xform: Which NIfTI transform to believe where the two disagree; by default such files are refused.
         assume_spacing_mm: Voxel size of files that state none.
+        regularise: Fill missing slices and uneven slice distances of DICOM series by interpolation.
+        fix_signedness: Take DICOM values that are signed but labelled unsigned as what they are.
+        pages: ``stack`` makes slices of the pages of a TIFF.
+        burned_in: ``accept`` takes images whose header says that text is burned in.
+        thumbnails: Whether pictures are drawn for the report.
         workers: Processes; 0 chooses by the machine.
     """
 
@@ -62,13 +77,34 @@ class ScanConfig(Config):
     image_glob: str | None = None
     label_suffixes: tuple[str, ...] = ("_seg", "-seg", "_dseg", "_label", "-label", "_labels", "_mask", "-mask")
     label_values: tuple[int, ...] | None = None
-    pseudonymise: bool = False
+    label_grid: Literal["same", "resample", "trust"] = "same"
+    volumes: Volumes = "auto"
+    names: Literal["hash", "keep"] = "hash"
+    key_file: str | None = None
     fractions: dict[str, float] = Field({"train": 0.7, "val": 0.1, "test": 0.2})
     seed: int = Field(0, ge=0)
     follow_links: bool = False
     xform: Literal["sform", "qform"] | None = None
     assume_spacing_mm: tuple[float, float, float] | None = None
+    regularise: bool = False
+    fix_signedness: bool = False
+    pages: Literal["refuse", "stack"] = "refuse"
+    burned_in: Literal["refuse", "accept"] = "refuse"
+    thumbnails: bool = True
     workers: int = Field(0, ge=0)
+
+    @property
+    def reading(self) -> Reading:
+        """Choices for every case."""
+        return Reading(
+            volume="channels" if self.volumes == "channels" else None,
+            regularise=self.regularise,
+            fix_signedness=self.fix_signedness,
+            pages=self.pages,
+            label_grid=self.label_grid,
+            xform=self.xform,
+            assume_spacing_mm=self.assume_spacing_mm,
+        )
 
 
 _DEFAULT = ScanConfig()
@@ -94,15 +130,19 @@ class ScanResult:
 def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool = False) -> ScanResult:
     """Make a cohort of the images in a folder.
 
-    Layouts: the decathlon's (imagesTr, labelsTr, imagesTs), BIDS-like trees, plain folders with ``images`` and
-    ``labels`` or with label maps named like their image, or a CSV with ``case_id,image`` and any of ``label``,
-    ``subject_id``, ``modality``, ``split``. A subject is what the table says, else ``sub-XX``, else the outermost
-    folder that several but not all images share, else the case; W_SUBJECT tells of the last two.
+    Layouts: DICOM files under any names, the decathlon's (imagesTr, labelsTr, imagesTs), BIDS-like trees, plain folders
+    with ``images`` and ``labels`` or with label maps named like their image, archives of these, or a CSV with
+    ``case_id,image`` and any of ``label``, ``subject_id``, ``modality``, ``split``, ``reading``. A subject is what the
+    table says, else that of the DICOM header, else ``sub-XX``, else the outermost folder that several but not all
+    images share, else the case; W_SUBJECT tells of the last two.
+
+    A second scan into the same folder opens only files that have changed.
 
     Args:
-        data: Folder or CSV.
+        data: Folder, archive or CSV.
         out: The table to write (``.csv``), or a folder for ``cohort.csv``. Beside it come the same as Parquet,
-            ``refused.csv``, ``scan.yaml`` and ``journal.jsonl``.
+            ``refused.csv``, ``acquisition.csv``, ``report.html``, ``scan.yaml``, ``journal.jsonl``,
+            ``pseudonyms.json``, ``scan_cache.jsonl``, and the folders ``series``, ``thumbnails`` and ``unpacked``.
         config: Rules for names, labels and splits.
         dry_run: Check everything, but write nothing.
 
@@ -111,212 +151,160 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
 
     Raises:
         NoInputError: if there is nothing that looks like an image.
+        ConfigError: if a table or a key is not there.
         CaseError: E_TABLE, if a table is not what it should be.
     """
     started = time.monotonic()
     path = out if out.suffix == ".csv" else out / "cohort.csv"
+    names = path.with_name("pseudonyms.json")
     if not dry_run:
         make_folder(path.parent)
+    key = load_key(names, key_file=None if config.key_file is None else Path(config.key_file))
     ledger = Ledger()
-    listed = _listed(data, config, ledger)
-    if config.table is not None:
-        listed = _with_table(listed, _find_table(config.table, data), ledger)
-    for one in listed:
-        ledger.expect(one.item)
-    finished = pool.run(_check, listed, name=lambda one: one.item, workers=config.workers)
-    checked: dict[str, _Checked] = {}
-    for one, result in track(finished, "scan", total=len(listed)):
-        if isinstance(result, MedSSLError):
-            ledger.reject(one.item, result)
-        else:
-            checked[one.item] = result
-    good = _without_duplicates([one for one in listed if one.item in checked], checked, ledger)
-    good = _without_leaks(good, ledger)
-    has_splits = any(one.case.split for one in good)
-    for one in good:
-        unsplit = (_NO_SPLIT,) if has_splits and one.case.split is None else ()
-        ledger.accept(one.item, warnings=one.warnings + checked[one.item].warnings + unsplit)
-    ledger.check()
-    cohort = Cohort(one.case for one in good)
-    warnings = _of_whom(good, cohort)
-    for warning in warnings:
-        _log.warning(warning)
-    if not has_splits:
-        cohort = cohort.split_by_subject(config.fractions, seed=config.seed)
-    if not dry_run:
-        if config.pseudonymise:
-            cohort = _pseudonymised(cohort, path.with_name("pseudonyms.json"))
-        cohort.to_csv(path)
-        cohort.to_parquet(path.with_suffix(".parquet"))
-        refused = ledger.to_csv(Outcome.REJECTED, Outcome.DUPLICATE, Outcome.WARNED, Outcome.IGNORED)
-        atomic_write(path.with_name("refused.csv"), refused)
-        atomic_write(path.with_name("scan.yaml"), dump_yaml(config.to_dict()))
-        journal = Journal(path.with_name("journal.jsonl"))
-        facts = {**_facts(cohort, [checked[one.item] for one in good]), "warnings": list(warnings)}
-        journal.log(command="scan", seconds=round(time.monotonic() - started, 2), **ledger.counts(), **facts)
-        journal.close()
+    cached = None if dry_run else path.with_name("scan_cache.jsonl")
+    with _workshop(path.parent, dry_run=dry_run) as shop, Cache(cached, key=key) as cache:
+        listed = _listed(data, shop, config=config, key=key, cache=cache, ledger=ledger, out=path.parent)
+        for one in listed:
+            ledger.expect(one.item)
+        ids = {one.item: _renamed(one, config, key=key) for one in _with_kept_subjects(listed)}
+        pictures = shop / "thumbnails" if config.thumbnails and not dry_run else None
+        tasks = [_task(one, ids[one.item], config, pictures) for one in listed]
+        checked: dict[str, Checked] = {}
+        for item, result in examine_all(tasks, cache=cache, workers=config.workers).items():
+            if isinstance(result, MedSSLError):
+                ledger.reject(item, result)
+            else:
+                checked[item] = result
+        good = _without_duplicates([one for one in listed if one.item in checked], checked, ledger)
+        good = _without_leaks(good, ledger)
+        has_splits = any(one.case.split for one in good)
+        for one in good:
+            unsplit = (_NO_SPLIT,) if has_splits and one.case.split is None else ()
+            checked[one.item] = replace(checked[one.item], warnings=one.warnings + checked[one.item].warnings + unsplit)
+            ledger.accept(one.item, warnings=checked[one.item].warnings)
+        ledger.check()
+        cohort = Cohort(one.case for one in good)
+        warnings = _of_whom(good, cohort)
+        for warning in warnings:
+            _log.warning(warning)
+        if not has_splits:
+            cohort = cohort.split_by_subject(config.fractions, seed=config.seed)
+        pairs = [
+            (old, ids[one.item].model_copy(update={"split": old.split})) for one, old in zip(good, cohort, strict=True)
+        ]
+        cohort = Cohort(_settled(new, shop, path.parent) for _, new in pairs)
+        found = [checked[one.item] for one in good]
+        if not dry_run:
+            write_names(names, pairs, key=key)
+            cohort.to_csv(path)
+            cohort.to_parquet(path.with_suffix(".parquet"))
+            atomic_write(path.with_name("refused.csv"), refused_table(ledger))
+            facts = {case.case_id: one.facts for case, one in zip(cohort, found, strict=True)}
+            atomic_write(path.with_name("acquisition.csv"), acquisition_table(facts))
+            atomic_write(path.with_name("scan.yaml"), dump_yaml(config.to_dict()))
+            summaries = [_summary(case, one, pictures) for case, one in zip(cohort, found, strict=True)]
+            write_cohort_report(path.with_name("report.html"), cases=summaries, ledger=ledger, warnings=warnings)
+            journal = Journal(path.with_name("journal.jsonl"))
+            told = {**_facts(cohort, found), "warnings": list(warnings)}
+            journal.log(command="scan", seconds=round(time.monotonic() - started, 2), **ledger.counts(), **told)
+            journal.close()
     return ScanResult(cohort, ledger, path, warnings)
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """One case before its voxels were read; ``item`` is its name in the ledger."""
-
-    item: str
-    case: Case
-    config: ScanConfig
-    warnings: tuple[str, ...] = ()
-    whose: Whose = "told"
-
-
-@dataclass(frozen=True)
-class _Checked:
-    content: str
-    spacing_mm: tuple[float, ...]
-    orientation: str
-    labels: tuple[int, ...]
-    warnings: tuple[str, ...]
+@contextmanager
+def _workshop(out: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Where series lists and unpacked archives go: beside the table, or nowhere that stays."""
+    if not dry_run:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="medssl-") as folder:
+        yield Path(folder)
 
 
-def _listed(data: Path, config: ScanConfig, ledger: Ledger) -> list[_Listed]:
-    """Cases from a table, or from the names in a folder; what cannot be a case is booked."""
+def _listed(
+    data: Path, shop: Path, *, config: ScanConfig, key: bytes, cache: Cache, ledger: Ledger, out: Path
+) -> list[Listed]:
+    """Cases from a table, or from a folder; what cannot be a case is booked, series lists are written."""
     if data.suffix.lower() == ".csv":
-        cases = [_of_modality(case, config) for _, case in read_rows(data)]
-        whose: Whose = "told" if any(case.subject_id != case.case_id for case in cases) else "unknown"
-        return [_Listed(case.case_id, case, config, whose=whose) for case in cases]
-    seen = discover(
-        data,
-        label_suffixes=config.label_suffixes,
-        image_glob=config.image_glob,
-        follow_links=config.follow_links,
-    )
-    for item, error in seen.refused:
-        ledger.expect(item)
-        ledger.reject(item, error)
-    for item, reason in seen.ignored:
-        ledger.expect(item)
-        ledger.ignore(item, reason)
-    if not seen.found and not seen.refused:
-        raise NoInputError(
-            f"{data}: none of {len(seen.ignored)} files is an image that medssl reads "
-            f"({', '.join(io.IMAGE_SUFFIXES)}). Give the folder of the images.",
+        listed = listing.of_table(data, modality=config.modality, reading=config.reading)
+    else:
+        rules = Rules(
+            config.label_suffixes,
+            config.image_glob,
+            config.follow_links,
+            config.volumes,
+            config.regularise,
+            config.workers,
         )
-    return [
-        _Listed(
-            found.item,
-            Case(
-                case_id=found.case_id,
-                subject_id=found.subject_id,
-                image=str(found.image.absolute()),
-                label=str(found.label.absolute()) if found.label else None,
-                modality=config.modality,
-            ),
-            config,
-            found.warnings,
-            found.whose,
-        )
-        for found in seen.found
-    ]
+        own = [out / name for name in _OWN_FOLDERS]
+        seen = discover(data, rules=rules, key=key, unpack_to=shop / "unpacked", leave_out=own, cache=cache)
+        listing.book(seen, ledger)
+        if not seen.found and not seen.refused:
+            raise NoInputError(
+                f"{data}: none of {len(seen.ignored)} files is an image that medssl reads "
+                f"(DICOM, {', '.join(io.IMAGE_SUFFIXES)}). Give the folder of the images.",
+            )
+        folder = shop / "series"
+        listed = listing.of_folder(seen.found, modality=config.modality, reading=config.reading, series=folder)
+        for path, item in {Path(one.case.image): one.series for one in listed}.items():
+            if item is not None:
+                make_folder(folder)
+                write_list(item, path)
+    if config.table is not None:
+        listed = listing.with_table(listed, listing.find_table(config.table, data), ledger)
+    return _expanded(listed, config)
 
 
-def _of_modality(case: Case, config: ScanConfig) -> Case:
-    return case.model_copy(update={"modality": config.modality}) if case.modality == "other" else case
-
-
-def _find_table(table: str, data: Path) -> Path:
-    for path in (Path(table), data / table):
-        if path.is_file():
-            return path
-    raise ConfigError(f"table {table}: no such file, neither here nor in {data}. Give its path.", code="E_NO_TABLE")
-
-
-def _with_table(listed: list[_Listed], path: Path, ledger: Ledger) -> list[_Listed]:
-    """Subjects, splits and modalities from a table; its rows without an image are booked as ignored."""
-    rows: dict[str, tuple[int, dict[str, str]]] = {}
-    for line, row in read_table(path, required=("case_id",)):
-        case_id = row["case_id"]
-        if not case_id or row.get("kind", "image") != "image":
-            continue
-        if case_id in rows:
-            raise table_error(path, line, f"case_id {case_id} was used in line {rows[case_id][0]}; ids are unique")
-        rows[case_id] = line, row
-    if listed and rows.keys().isdisjoint(one.case.case_id for one in listed):
-        raise CaseError(
-            f"{path}: none of its case_ids is that of an image; the first image has {listed[0].case.case_id}, the "
-            f"first row {next(iter(rows), 'none')}. Write file names without folder and type.",
-            code="E_TABLE",
-        )
-    merged = []
+def _expanded(listed: Sequence[Listed], config: ScanConfig) -> list[Listed]:
+    """The cases, with as many for a file of several volumes as ``volumes`` asks for."""
+    if config.volumes not in {"first", "middle", "all"}:
+        return list(listed)
+    plain = [one for one in listed if one.series is None and one.case.reading.volume is None]
+    counts: dict[str, int] = {}
+    for one, answer in pool.run(_count_volumes, plain, name=lambda one: one.item, workers=config.workers):
+        counts[one.item] = 1 if isinstance(answer, MedSSLError) else answer  # the examination names the fault
+    result: list[Listed] = []
     for one in listed:
-        found = rows.pop(one.case.case_id, None)
-        if found is None:
-            note = f"W_NOT_IN_TABLE: {path.name} has no row for {one.case.case_id}; its subject is a guess."
-            merged.append(replace(one, warnings=(*one.warnings, note)))
+        count = counts.get(one.item, 1)
+        if count == 1:
+            result.append(one)
             continue
-        line, row = found
-        given: dict[str, Any] = one.case.to_dict()
-        told = _first(row, _SUBJECT_COLUMNS)
-        given["subject_id"] = told or given["subject_id"]
-        given["split"] = _first(row, _SPLIT_COLUMNS) or given["split"]
-        given["modality"] = row.get("modality") or given["modality"]
-        try:
-            case = Case.parse(given, source=f"case {one.case.case_id}")
-        except ConfigError as error:
-            raise table_error(path, line, error.message.splitlines()[0]) from error
-        merged.append(replace(one, case=case, whose="told" if told else one.whose))
-    for case_id, (line, _) in rows.items():
-        item = f"{path.name} line {line}: {case_id}"
-        ledger.expect(item)
-        ledger.ignore(item, "the table names it, and there is no image of that name")
-    return merged
+        numbers = {"first": [0], "middle": [count // 2], "all": list(range(count))}[config.volumes]
+        left_out = () if len(numbers) > 1 else (f"W_VOLUMES: number {numbers[0]} of {count} volumes is taken.",)
+        for number in numbers:
+            reading = one.case.reading.model_copy(update={"volume": number})
+            name = f"-{number:03d}" if len(numbers) > 1 else ""
+            update = {"case_id": one.case.case_id + name, "reading": reading}
+            case = one.case.model_copy(update=update)
+            result.append(replace(one, item=one.item + name, case=case, warnings=one.warnings + left_out))
+    return result
 
 
-def _first(row: dict[str, str], columns: tuple[str, ...]) -> str:
-    return next((row[name] for name in columns if row.get(name)), "")
+def _count_volumes(one: Listed) -> int:
+    first = one.case.reading.model_copy(update={"volume": 0})
+    return read_image(Path(one.case.image), first)[1].volumes
 
 
-def _check(one: _Listed) -> _Checked:
-    """What a worker does with one case: read all of it, and see whether image and label fit."""
-    case, config = one.case, one.config
-    unit: Literal["HU", "arbitrary"] = "HU" if case.modality == "CT" else "arbitrary"
-    read = partial(io.read_volume, xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
-    image, source = read(Path(case.image), unit=unit)
-    warnings: list[str] = list(source.warnings)
-    if image.array.min() == image.array.max():
-        warnings.append("W_CONSTANT: every voxel has the same value.")
-    values: list[int] = []
-    if case.label is not None:
-        label, label_source = read(Path(case.label), unit="label")
-        warnings += label_source.warnings
-        label = matched_label(image, label, item=one.item)
-        values = label_values(label.array)
-        if not values:
-            warnings.append("W_EMPTY_LABEL: the label map is background only.")
-        _check_values(one.item, label.array, values, config.label_values)
-    geometry = image.geometry
-    return _Checked(_content(image), geometry.spacing_mm, geometry.orientation, tuple(values), tuple(warnings))
+def _with_kept_subjects(listed: Sequence[Listed]) -> list[Listed]:
+    """A name that the user gave to a subject once holds for all its cases, or it would be two subjects."""
+    given = {one.case.subject_id for one in listed if one.keeps_subject}
+    return [replace(one, keeps_subject=one.case.subject_id in given) for one in listed]
 
 
-def _content(image: Volume) -> str:
-    """Hash of voxels and place, whatever the file type and the order of its axes."""
-    turned = reorient(image)
-    place = np.round(turned.geometry.affine, 3) + 0.0  # -0 becomes 0
-    voxels = np.ascontiguousarray(turned.array, dtype=np.float32)
-    return hashlib.sha256(repr((voxels.shape, place.tolist())).encode() + voxels.tobytes()).hexdigest()
+def _renamed(one: Listed, config: ScanConfig, *, key: bytes) -> Case:
+    if config.names == "keep":
+        return one.case
+    return renamed(one.case, key=key, keeps_case=one.keeps_case, keeps_subject=one.keeps_subject)
 
 
-def _check_values(item: str, label: np.ndarray, found: list[int], allowed: tuple[int, ...] | None) -> None:
-    strange = [] if allowed is None else [value for value in found if value not in allowed]
-    if strange:
-        counts = ", ".join(f"{value} in {int((label == value).sum())} voxels" for value in strange[:5])
-        raise CaseError(
-            f"{item}: label value {counts}; only {', '.join(map(str, allowed or ()))} are expected. "
-            "Correct the label, or label_values.",
-            code="E_LABEL_SET",
-        )
+def _task(one: Listed, new: Case, config: ScanConfig, pictures: Path | None) -> Task:
+    picture = None if pictures is None else pictures / f"{new.case_id}.png"
+    image = (Path(one.case.image),) if one.series is None else one.series.paths
+    label = (Path(one.case.label),) if one.case.label else ()
+    return Task(one.item, one.case, image + label, config.label_values, config.burned_in, picture)
 
 
-def _without_duplicates(listed: list[_Listed], checked: dict[str, _Checked], ledger: Ledger) -> list[_Listed]:
+def _without_duplicates(listed: Sequence[Listed], checked: Mapping[str, Checked], ledger: Ledger) -> list[Listed]:
     """One of each set of equal images: the labelled one, else the first."""
     first: dict[str, str] = {}
     for one in sorted(listed, key=lambda one: one.case.label is None):
@@ -327,7 +315,7 @@ def _without_duplicates(listed: list[_Listed], checked: dict[str, _Checked], led
     return [one for one in listed if one.item in kept_items]
 
 
-def _without_leaks(listed: list[_Listed], ledger: Ledger) -> list[_Listed]:
+def _without_leaks(listed: Sequence[Listed], ledger: Ledger) -> list[Listed]:
     """Cases of subjects that a table puts into one split."""
     leaks = split_leaks(one.case for one in listed)
     for one in listed:
@@ -336,41 +324,57 @@ def _without_leaks(listed: list[_Listed], ledger: Ledger) -> list[_Listed]:
     return [one for one in listed if one.case.subject_id not in leaks]
 
 
-def _of_whom(listed: list[_Listed], cohort: Cohort) -> tuple[str, ...]:
-    """One sentence for the whole cohort if nothing says for sure whose the images are."""
+def _of_whom(listed: Sequence[Listed], cohort: Cohort) -> tuple[str, ...]:
+    """A sentence for the whole cohort if nothing says for sure whose the images are, or all are of one subject."""
+    found = []
     folders, unknown = (sum(one.whose == how for one in listed) for how in ("folder", "unknown"))
-    if not folders + unknown:
-        return ()
     subjects = len({case.subject_id for case in cohort})
-    return (
-        f"W_SUBJECT: whose image it is was guessed for {folders + unknown} of {len(listed)} images ({folders} by their "
-        f"folder, {unknown} taken as a subject of their own; {subjects} subjects). A person in two splits spoils every "
-        "score: if that may be, give a table with case_id and subject_id.",
+    if folders + unknown:
+        found.append(
+            f"W_SUBJECT: whose image it is was guessed for {folders + unknown} of {len(listed)} images ({folders} by "
+            f"their folder, {unknown} taken as a subject of their own; {subjects} subjects). A person in two splits "
+            "spoils every score: if that may be, give a table with case_id and subject_id."
+        )
+    if subjects == 1 and len(cohort) >= _FEW_CASES:
+        found.append(
+            f"W_ONE_SUBJECT: all {len(cohort)} images count as one subject's, so no split can be made. If the export "
+            "gave all patients one number, give a table with case_id and subject_id."
+        )
+    return tuple(found)
+
+
+def _settled(case: Case, shop: Path, out: Path) -> Case:
+    """The case with the paths that it would have if this were no dry run."""
+    paths = {"image": case.image, "label": case.label}
+    return case.model_copy(
+        update={name: path and path.replace(str(shop.absolute()), str(out.absolute())) for name, path in paths.items()}
     )
 
 
-def _pseudonymised(cohort: Cohort, path: Path) -> Cohort:
-    """Keyed hashes for ids; the key is kept, so that a later scan gives the same."""
-    names: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"key": secrets.token_hex(16)}
-    key = bytes.fromhex(names["key"])
+def _summary(case: Case, found: Checked, pictures: Path | None) -> CaseSummary:
+    picture = None if pictures is None else pictures / f"{case.case_id}.png"
+    return CaseSummary(
+        case_id=case.case_id,
+        subject_id=case.subject_id,
+        modality=case.modality,
+        split=case.split,
+        shape=found.shape,
+        spacing_mm=found.spacing_mm,
+        orientation=found.orientation,
+        unit=found.unit,
+        low=found.low,
+        high=found.high,
+        minimum=found.minimum,
+        maximum=found.maximum,
+        has_label=case.label is not None,
+        label_values=found.labels,
+        warnings=found.warnings,
+        thumbnail=picture.read_bytes() if picture is not None and found.may_be_shown else None,
+        has_spacing=found.has_spacing,
+    )
 
-    def hashed(kind: str, name: str) -> str:
-        return f"{kind}-{hmac.digest(key, f'{kind}:{name}'.encode(), 'sha256').hex()[:16]}"
 
-    renamed = [
-        case.model_copy(
-            update={"case_id": hashed("case", case.case_id), "subject_id": hashed("subject", case.subject_id)}
-        )
-        for case in cohort
-    ]
-    pairs = {new.case_id: [old.case_id, old.subject_id] for new, old in zip(renamed, cohort, strict=True)}
-    with atomic_path(path) as temporary:
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps({**names, "cases": {**names.get("cases", {}), **pairs}}, indent=1))
-    return Cohort(renamed)
-
-
-def _facts(cohort: Cohort, checked: list[_Checked]) -> dict[str, Any]:
+def _facts(cohort: Cohort, checked: Sequence[Checked]) -> dict[str, Any]:
     """What the journal tells of the cohort."""
     spacings = np.array([one.spacing_mm for one in checked]).reshape(-1, 3)
     return {

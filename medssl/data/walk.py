@@ -1,36 +1,77 @@
-"""Every file below a folder, and every folder that is not entered, so that nothing is lost in silence."""
+"""Every file below a folder or in its archives, and what is not entered, so that nothing is lost in silence."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+from medssl.data.archive import is_archive, unpack
 from medssl.errors import ReadError
 
 
-def walk(root: Path, *, follow_links: bool = False) -> list[tuple[Path, ReadError | None]]:
-    """Paths of all files, relative to ``root`` and sorted; folders that are not entered come with the reason.
+@dataclass(frozen=True)
+class Entry:
+    """A file, or a place that was not entered.
 
     Args:
-        root: Folder to look through, with all below it.
-        follow_links: Whether links to folders are entered; one that leads back up never is.
+        item: Its name: the path relative to the root; ``export.zip/a/b.dcm`` for a member of an archive.
+        path: Where it lies.
+        fault: Why it was not entered, for folders and archives that were not.
     """
-    found: list[tuple[Path, ReadError | None]] = []
+
+    item: Path
+    path: Path
+    fault: ReadError | None = None
+
+
+def walk(
+    root: Path, *, follow_links: bool = False, unpack_to: Path | None = None, leave_out: Collection[Path] = ()
+) -> list[Entry]:
+    """All files, sorted by name; folders and archives that are not entered come with the reason.
+
+    Args:
+        root: Folder to look through, with all below it; or one archive.
+        follow_links: Whether links to folders are entered; one that leads back up never is.
+        unpack_to: Folder to unpack archives into; without it they are files like others.
+        leave_out: Folders not to enter and not to name, such as those that medssl itself writes.
+
+    Raises:
+        EnvironmentFaultError: if an archive does not fit on the disk.
+    """
+    if root.is_file():
+        return sorted(_opened(Entry(Path(root.name), root), unpack_to), key=lambda entry: entry.item)
+    found: list[Entry] = []
+    strange = {path.resolve() for path in leave_out}
 
     def unreadable(error: OSError) -> None:
         path = Path(error.filename)
         text = f"{path}: the folder cannot be read ({error.strerror}). Ask its owner, or leave it out."
         code = "E_PERMISSION" if isinstance(error, PermissionError) else "E_READ"
-        found.append((path.relative_to(root), ReadError(text, code=code)))
+        found.append(Entry(path.relative_to(root), path, ReadError(text, code=code)))
 
     for name, folders, files in os.walk(root, followlinks=follow_links, onerror=unreadable):
         here = Path(name)
-        found += [((here / file).relative_to(root), None) for file in files]
+        folders[:] = [folder for folder in folders if not strange or (here / folder).resolve() not in strange]
+        for file in files:
+            found += _opened(Entry((here / file).relative_to(root), here / file), unpack_to)
         for linked in [here / folder for folder in folders if (here / folder).is_symlink()]:
             if follow_links and not here.resolve().is_relative_to(linked.resolve()):
                 continue
             folders.remove(linked.name)
             text = f"{linked}: is a link to a folder, which is not followed. Give the folder itself"
             text += ", for the link leads back up." if follow_links else ", or set follow_links: true in a scan."
-            found.append((linked.relative_to(root), ReadError(text, code="E_LINK")))
-    return sorted(found, key=lambda pair: pair[0])
+            found.append(Entry(linked.relative_to(root), linked, ReadError(text, code="E_LINK")))
+    return sorted(found, key=lambda entry: entry.item)
+
+
+def _opened(entry: Entry, unpack_to: Path | None) -> list[Entry]:
+    """The entry itself, or the members of the archive that it is."""
+    if unpack_to is None or entry.item.name.startswith(".") or not is_archive(entry.path):
+        return [entry]
+    try:
+        members = unpack(entry.path, unpack_to)
+    except ReadError as error:
+        return [Entry(entry.item, entry.path, error)]
+    return [Entry(entry.item / name, path) for name, path in members]

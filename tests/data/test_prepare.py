@@ -18,7 +18,8 @@ from phantoms import REAL_DATA
 from scipy import ndimage
 
 from medssl.data.cohort import Case, Cohort
-from medssl.data.prepare import PrepareConfig, matched_label, prepare, prepare_volume
+from medssl.data.prepare import PrepareConfig, prepare, prepare_volume
+from medssl.data.reading import matched_label
 from medssl.data.scan import ScanConfig, scan
 from medssl.data.store import ArrayStore, verify_entry
 from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, ExitCode, GeometryError

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -25,7 +26,7 @@ SHAPE = (8, 9, 10)
 
 
 def _scan(data: Path, out: Path, **options: object) -> ScanResult:
-    return scan(data, out, config=ScanConfig.parse({"workers": 1, **options}))
+    return scan(data, out, config=ScanConfig.parse({"workers": 1, "names": "keep", **options}))
 
 
 def _image(seed: int) -> np.ndarray:
@@ -71,11 +72,16 @@ def test_the_decathlon_layout_is_understood(tmp_path: Path, make_case: MakeCase,
     assert {c.modality for c in result.cohort} == {"MR"}
     assert {c.split for c in result.cohort} <= {"train", "val", "test"}
     assert {path.name for path in result.path.parent.iterdir()} == {
+        "acquisition.csv",
         "cohort.csv",
         "cohort.parquet",
-        "refused.csv",
-        "scan.yaml",
         "journal.jsonl",
+        "pseudonyms.json",
+        "refused.csv",
+        "report.html",
+        "scan.yaml",
+        "scan_cache.jsonl",
+        "thumbnails",
     }
     line = read_journal(result.path.parent / "journal.jsonl")[0]
     assert (line["labelled"], line["subjects"], line["label_values"]) == (3, 5, [1, 2])
@@ -213,7 +219,7 @@ def test_bad_files_are_named_and_the_others_go_on(tmp_path: Path, make_case: Mak
     write_nifti(label("half"), np.full(shape, 0.5, np.float32), affine)
     write_nifti(label("empty"), np.zeros(shape, np.uint8), affine)
     write_nifti(image("const"), np.full(shape, 7, np.int16), affine)
-    result = scan(data, tmp_path / "out/cohort.csv", config=ScanConfig(workers=2))
+    result = scan(data, tmp_path / "out/cohort.csv", config=ScanConfig(workers=2, names="keep"))
     codes = _codes(result)
     assert codes == {
         "imagesTr/cut.nii.gz": "E_TRUNCATED",
@@ -418,13 +424,15 @@ def test_label_values_that_are_not_expected_are_counted(tmp_path: Path, make_cas
     assert len(Cohort.from_csv(result.path)) == 0
 
 
-def test_dicom_and_other_files_are_ignored_by_name(tmp_path: Path, make_case: MakeCase) -> None:
+def test_files_that_are_no_images_are_ignored_and_empty_dicom_is_refused(tmp_path: Path, make_case: MakeCase) -> None:
     make_case(tmp_path / "d", "a")
     (tmp_path / "d/x.dcm").write_bytes(b"")
     (tmp_path / "d/notes.txt").write_text("")
-    reasons = {e.item: e.reason for e in _scan(tmp_path / "d", tmp_path / "out").ledger}
-    assert reasons["x.dcm"].startswith("DICOM is not read yet")
-    assert reasons["notes.txt"] == "not an image file"
+    (tmp_path / "d/readme").write_text("a text that is longer than the head of a file which is looked at " * 4)
+    result = _scan(tmp_path / "d", tmp_path / "out")
+    reasons = {entry.item: entry.reason for entry in result.ledger}
+    assert _codes(result) == {"x.dcm": "E_EMPTY"}
+    assert reasons["notes.txt"] == reasons["readme"] == "not an image file"
 
 
 def test_a_folder_without_images_or_no_folder_is_an_error(tmp_path: Path) -> None:
@@ -443,16 +451,64 @@ def test_a_dry_run_checks_everything_and_writes_nothing(tmp_path: Path, make_cas
     assert not (tmp_path / "out").exists()
 
 
-def test_pseudonyms_are_stable_and_their_names_are_for_the_owner_only(tmp_path: Path, make_case: MakeCase) -> None:
+def test_names_are_hashed_unless_told_otherwise(tmp_path: Path, make_case: MakeCase) -> None:
     for name in ("DOE_JOHN", "ROE_JANE"):
         make_case(tmp_path / "d", name)
-    first = _scan(tmp_path / "d", tmp_path / "out", pseudonymise=True)
-    again = _scan(tmp_path / "d", tmp_path / "out", pseudonymise=True)
-    other = _scan(tmp_path / "d", tmp_path / "elsewhere", pseudonymise=True)
+    first = scan(tmp_path / "d", tmp_path / "out", config=ScanConfig(workers=1))
+    again = scan(tmp_path / "d", tmp_path / "out", config=ScanConfig(workers=1))
+    other = scan(tmp_path / "d", tmp_path / "elsewhere", config=ScanConfig(workers=1))
+    shared = ScanConfig(workers=1, key_file=str(tmp_path / "out/pseudonyms.json"))
+    alike = scan(tmp_path / "d", tmp_path / "alike", config=shared)
     assert first.cohort == again.cohort
     assert {c.case_id for c in first.cohort}.isdisjoint(c.case_id for c in other.cohort)
-    assert all("DOE" not in c.case_id + c.subject_id for c in first.cohort)
+    assert [c.case_id for c in first.cohort] == [c.case_id for c in alike.cohort]
+    assert all(re.fullmatch("case-[0-9a-f]{16}", c.case_id) for c in first.cohort)
+    assert all(re.fullmatch("subject-[0-9a-f]{16}", c.subject_id) for c in first.cohort)
     names = tmp_path / "out/pseudonyms.json"
-    assert stat.S_IMODE(names.stat().st_mode) == 0o600
+    assert (
+        stat.S_IMODE(names.stat().st_mode) == stat.S_IMODE((tmp_path / "out/scan_cache.jsonl").stat().st_mode) == 0o600
+    )
     assert sorted(json.loads(names.read_text())["cases"].values()) == [["DOE_JOHN"] * 2, ["ROE_JANE"] * 2]
-    assert "DOE" not in (tmp_path / "out/journal.jsonl").read_text()
+    for artefact in ("journal.jsonl", "report.html", "acquisition.csv", "scan.yaml"):
+        assert "DOE" not in (tmp_path / "out" / artefact).read_text()
+    assert [split.split for split in first.cohort] == [
+        split.split for split in _scan(tmp_path / "d", tmp_path / "k").cohort
+    ]
+
+
+def test_names_from_a_table_are_kept_and_hold_for_all_cases_of_a_subject(
+    tmp_path: Path, write_nifti: WriteNifti
+) -> None:
+    for number, name in enumerate(("P1/a", "P1/b", "P2/a", "P2/b")):
+        write_nifti(tmp_path / f"d/{name}.nii.gz", _image(number))
+    (tmp_path / "m.csv").write_text("case_id,subject_id\nP1_a,P1\n")
+    config = ScanConfig(workers=1, table=str(tmp_path / "m.csv"))
+    cases = scan(tmp_path / "d", tmp_path / "out", config=config).cohort
+    assert cases[0].case_id == "P1_a"
+    assert [case.subject_id for case in cases[:2]] == ["P1", "P1"]
+    assert all(case.case_id.startswith("case-") for case in cases[1:])
+    assert len({case.subject_id for case in cases[2:]}) == 1
+    assert cases[2].subject_id.startswith("subject-")
+
+
+def test_names_in_a_table_of_cases_are_kept(tmp_path: Path, write_nifti: WriteNifti) -> None:
+    write_nifti(tmp_path / "i/a.nii.gz", _image(1))
+    (tmp_path / "cases.csv").write_text("case_id,image,subject_id\np,i/a.nii.gz,anna\n")
+    (case,) = scan(tmp_path / "cases.csv", tmp_path / "out", config=ScanConfig(workers=1)).cohort
+    assert (case.case_id, case.subject_id) == ("p", "anna")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"key": "zz"}', '{"key": "00"}'])
+def test_a_key_that_cannot_be_used_is_refused(tmp_path: Path, make_case: MakeCase, content: str | None) -> None:
+    make_case(tmp_path / "d", "a")
+    if content is not None:
+        (tmp_path / "key.json").write_text(content)
+    with pytest.raises(ConfigError, match="key") as error:
+        _scan(tmp_path / "d", tmp_path / "out", key_file=str(tmp_path / "key.json"))
+    assert error.value.code == "E_KEY"
+
+
+def test_one_subject_for_everything_is_said(tmp_path: Path, write_nifti: WriteNifti) -> None:
+    for number in range(3):
+        write_nifti(tmp_path / f"d/sub-01/sub-01_run-{number}_T1w.nii.gz", _image(number))
+    assert _scan(tmp_path / "d", tmp_path / "out").warnings[0].startswith("W_ONE_SUBJECT: all 3 images")

@@ -1,0 +1,167 @@
+"""The cases of a scan before a voxel is read: from a table of cases, or from what a folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medssl.data.cohort import Case, Modality, read_rows, read_table, table_error
+from medssl.data.discover import Discovery, Found, Whose
+from medssl.data.reading import Reading
+from medssl.errors import CaseError, ConfigError
+from medssl.io.dicom.model import Item
+from medssl.ledger import Ledger
+
+_SUBJECT_COLUMNS = ("subject_id", "subject_group")
+_SPLIT_COLUMNS = ("split", "suggested_split")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One case before its voxels were read.
+
+    Args:
+        item: Its name in the ledger.
+        case: Under the names that files, tables or headers give.
+        warnings: ``W_CODE: sentence`` strings.
+        whose: How its subject is known.
+        keeps_case: Whether the user gave the case its name.
+        keeps_subject: Likewise for the subject.
+        series: The DICOM item that it is a volume of.
+    """
+
+    item: str
+    case: Case
+    warnings: tuple[str, ...] = ()
+    whose: Whose = "told"
+    keeps_case: bool = False
+    keeps_subject: bool = False
+    series: Item | None = None
+
+
+def of_table(table: Path, *, modality: Modality, reading: Reading) -> list[Listed]:
+    """Cases of a CSV; what it does not say is as for the whole scan.
+
+    Raises:
+        ReadError: if the file cannot be read.
+        CaseError: E_TABLE with the line number.
+    """
+    cases = []
+    for _, case in read_rows(table):
+        own = case.reading.model_dump(exclude_defaults=True)
+        given = {"reading": reading.model_copy(update=own), "modality": case.modality}
+        if case.modality == "other":
+            given["modality"] = modality
+        cases.append(case.model_copy(update=given))
+    whose: Whose = "told" if any(case.subject_id != case.case_id for case in cases) else "unknown"
+    return [Listed(case.case_id, case, (), whose, keeps_case=True, keeps_subject=True) for case in cases]
+
+
+def of_folder(found: Sequence[Found], *, modality: Modality, reading: Reading, series: Path) -> list[Listed]:
+    """Cases of what a folder holds.
+
+    Args:
+        found: Images.
+        modality: Of those that do not state it.
+        reading: Choices for all.
+        series: Folder in which the series lists are to be.
+    """
+    return [
+        Listed(
+            one.item,
+            Case(
+                case_id=one.case_id,
+                subject_id=one.subject_id,
+                image=str((one.image if one.series is None else series / one.image).absolute()),
+                label=str(one.label.absolute()) if one.label else None,
+                modality=one.modality or modality,
+                reading=_reading(one, reading),
+            ),
+            one.warnings,
+            one.whose,
+            series=one.series,
+        )
+        for one in found
+    ]
+
+
+def book(seen: Discovery, ledger: Ledger) -> None:
+    """Book what cannot be a case."""
+    for item, error in seen.refused:
+        ledger.expect(item)
+        ledger.reject(item, error)
+    for item, reason in seen.ignored:
+        ledger.expect(item)
+        ledger.ignore(item, reason)
+    for item, other in seen.duplicates:
+        ledger.expect(item)
+        ledger.duplicate(item, f"the same DICOM image as {other}")
+
+
+def find_table(table: str, data: Path) -> Path:
+    """The table where it says, else in the scanned folder.
+
+    Raises:
+        ConfigError: E_NO_TABLE.
+    """
+    for path in (Path(table), data / table):
+        if path.is_file():
+            return path
+    raise ConfigError(f"table {table}: no such file, neither here nor in {data}. Give its path.", code="E_NO_TABLE")
+
+
+def with_table(listed: Sequence[Listed], path: Path, ledger: Ledger) -> list[Listed]:
+    """Subjects, splits and modalities from a table; its rows without an image are booked as ignored.
+
+    Raises:
+        CaseError: E_TABLE, if it names no image at all, one twice, or something impossible.
+    """
+    rows: dict[str, tuple[int, dict[str, str]]] = {}
+    for line, row in read_table(path, required=("case_id",)):
+        case_id = row["case_id"]
+        if not case_id or row.get("kind", "image") != "image":
+            continue
+        if case_id in rows:
+            raise table_error(path, line, f"case_id {case_id} was used in line {rows[case_id][0]}; ids are unique")
+        rows[case_id] = line, row
+    if listed and rows.keys().isdisjoint(one.case.case_id for one in listed):
+        raise CaseError(
+            f"{path}: none of its case_ids is that of an image; the first image has {listed[0].case.case_id}, the "
+            f"first row {next(iter(rows), 'none')}. Write file names without folder and type.",
+            code="E_TABLE",
+        )
+    merged = []
+    for one in listed:
+        found = rows.pop(one.case.case_id, None)
+        if found is None:
+            note = f"W_NOT_IN_TABLE: {path.name} has no row for {one.case.case_id}; its subject is a guess."
+            merged.append(replace(one, warnings=(*one.warnings, note)))
+            continue
+        line, row = found
+        given: dict[str, Any] = one.case.to_dict()
+        told = _first(row, _SUBJECT_COLUMNS)
+        given["subject_id"] = told or given["subject_id"]
+        given["split"] = _first(row, _SPLIT_COLUMNS) or given["split"]
+        given["modality"] = row.get("modality") or given["modality"]
+        try:
+            case = Case.parse(given, source=f"case {one.case.case_id}")
+        except ConfigError as error:
+            raise table_error(path, line, error.message.splitlines()[0]) from error
+        names_subject = bool(told) or case.subject_id == case.case_id
+        whose: Whose = "told" if told else one.whose
+        merged.append(replace(one, case=case, whose=whose, keeps_case=True, keeps_subject=names_subject))
+    for case_id, (line, _) in rows.items():
+        item = f"{path.name} line {line}: {case_id}"
+        ledger.expect(item)
+        ledger.ignore(item, "the table names it, and there is no image of that name")
+    return merged
+
+
+def _reading(found: Found, reading: Reading) -> Reading:
+    return reading if found.series is None else reading.model_copy(update={"volume": found.volume})
+
+
+def _first(row: dict[str, str], columns: tuple[str, ...]) -> str:
+    return next((row[name] for name in columns if row.get(name)), "")

@@ -1,7 +1,7 @@
 """medssl: self-supervised learning on medical images, from raw scans to a trusted segmentation.
 
-The commands are functions of the same name: ``scan``, ``prepare``, ``pretrain``, ``finetune``, ``predict``,
-``evaluate``, ``study`` and ``demo``. Names load on first use, so that ``import medssl`` stays light.
+The commands are functions of the same name: ``scan``, ``doctor``, ``convert``, ``prepare``, ``pretrain``, ``finetune``,
+``predict``, ``evaluate``, ``study`` and ``demo``. Names load on first use, so that ``import medssl`` stays light.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _HOME = {
     "PretrainRecipe": "medssl.recipe",
     "StudyConfig": "medssl.evaluation.study",
     "Volume": "medssl.volume",
+    "convert": "medssl.data.convert",
     "demo": "medssl.quickstart",
+    "doctor": "medssl.data.doctor",
     "evaluate": "medssl.evaluation.assess",
     "finetune": "medssl.recipe",
     "load_bundle": "medssl.nn.bundle",
@@ -48,7 +50,9 @@ __all__ = [
     "PretrainRecipe",
     "StudyConfig",
     "Volume",
+    "convert",
     "demo",
+    "doctor",
     "evaluate",
     "finetune",
     "load_bundle",
@@ -66,6 +70,8 @@ __all__ = [
 if TYPE_CHECKING:
     from medssl.config import load_yaml
     from medssl.data.cohort import Case, Cohort
+    from medssl.data.convert import convert
+    from medssl.data.doctor import doctor
     from medssl.data.prepare import PrepareConfig, prepare
     from medssl.data.scan import scan
     from medssl.data.store import ArrayStore

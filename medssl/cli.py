@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import signal
 import sys
@@ -33,6 +34,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and sa
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
 Store = Annotated[Path, typer.Option("--store", help="Folder that `medssl prepare` wrote.")]
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe; see the configs folder.")]
+Regularise = Annotated[
+    bool, typer.Option("--regularise", help="Interpolate missing or uneven slices of a DICOM series, and say so.")
+]
+Xform = Annotated[str | None, typer.Option(help="Where two NIfTI transforms disagree: sform or qform.")]
+AssumeSpacing = Annotated[
+    tuple[float, float, float] | None, typer.Option(help="Voxel size in mm of scans that state none.")
+]
+WhichVolume = Annotated[str | None, typer.Option(help="Of several volumes: its number, from 0, or channels.")]
+IsLabel = Annotated[bool, typer.Option("--label", help="It is a label map, a DICOM-SEG or an RTSTRUCT.")]
+OnImage = Annotated[Path | None, typer.Option("--on", help="Image that the label map lies on.")]
 ResumeOption = Annotated[str, typer.Option("--resume", help="auto: go on where a stopped run stood; must; never.")]
 
 
@@ -60,20 +71,37 @@ def options(
 
 @app.command()
 def scan(
-    data: Annotated[Path, typer.Argument(help="Folder of scans (decathlon, BIDS-like, plain), or a CSV of cases.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="Folder of scans (DICOM, NIfTI and others in any mix), an archive, or a CSV of cases."),
+    ],
     out: Out,
     table: Annotated[Path | None, typer.Option(help="CSV with case_id and any of subject_id, split, modality.")] = None,
-    modality: Annotated[str | None, typer.Option(help="CT, MR, US, XR or other, for all cases.")] = None,
-    pseudonymise: Annotated[bool, typer.Option(help="Replace file names by keyed hashes as case ids.")] = False,
+    modality: Annotated[str | None, typer.Option(help="CT, MR, PT, US, XR or other, for all cases.")] = None,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="Make case and subject ids of file names, not of keyed hashes.")
+    ] = False,
+    volumes: Annotated[
+        str, typer.Option(help="Of several volumes in one item: auto, all, first, middle, channels or refuse.")
+    ] = "auto",
+    regularise: Regularise = False,
+    label_grid: Annotated[
+        str, typer.Option(help="Labels on another grid than their image: same refuses, resample, or trust.")
+    ] = "same",
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Find images and labels, check each, and write a cohort table and a list of what was refused and why."""
+    """Find images and labels, check each; write a cohort table, a report page, and what was refused and why."""
     from medssl.config import apply_overrides
     from medssl.data.scan import ScanConfig
     from medssl.data.scan import scan as run
 
-    given: dict[str, Any] = {"pseudonymise": pseudonymise}
+    given: dict[str, Any] = {
+        "names": "keep" if keep_names else "hash",
+        "volumes": volumes,
+        "regularise": regularise,
+        "label_grid": label_grid,
+    }
     if table is not None:
         given["table"] = str(table)
     if modality is not None:
@@ -81,6 +109,51 @@ def scan(
     config = ScanConfig.parse(apply_overrides(given, overrides or []), source="scan options")
     result = run(data, out, config=config, dry_run=dry_run)
     _close(result.ledger, f"cohort of {len(result.cohort)} cases", out, dry_run=dry_run)
+
+
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(help="File of any format, a folder, or an archive.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    label: IsLabel = False,
+    on: OnImage = None,
+    volume: WhichVolume = None,
+    regularise: Regularise = False,
+    xform: Xform = None,
+    assume_spacing: AssumeSpacing = None,
+    overrides: Overrides = None,
+) -> None:
+    """Tell all that is known of an image or a folder: geometry, units, order of slices, what is wrong, what to do."""
+    from medssl.data.doctor import doctor as run
+
+    reading = _reading(volume, overrides, regularise=regularise, xform=xform, assume_spacing_mm=assume_spacing)
+    found = run(path, label=label, on=on, reading=reading)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.text())
+    raise typer.Exit(int(found.exit_code()))
+
+
+@app.command()
+def convert(
+    item: Annotated[Path, typer.Argument(help="DICOM folder or file, or an image of any other format.")],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="File ending in .nii.gz, .nii, .mha or .nrrd; or a folder for all volumes."),
+    ],
+    label: IsLabel = False,
+    on: OnImage = None,
+    volume: WhichVolume = None,
+    regularise: Regularise = False,
+    xform: Xform = None,
+    assume_spacing: AssumeSpacing = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a volume as medssl sees it, on its own grid."""
+    from medssl.data.convert import convert as run
+
+    reading = _reading(volume, overrides, regularise=regularise, xform=xform, assume_spacing_mm=assume_spacing)
+    for path in run(item, out, label=label, on=on, reading=reading, dry_run=dry_run):
+        typer.echo(f"{'would write' if dry_run else 'wrote'} {path}")
 
 
 @app.command()
@@ -152,10 +225,8 @@ def predict(
     out: Out,
     overlap: Annotated[float, typer.Option(help="Share by which neighbouring windows overlap, in [0, 0.9].")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    xform: Annotated[str | None, typer.Option(help="Where two NIfTI transforms disagree: sform or qform.")] = None,
-    assume_spacing: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="Voxel size in mm of scans that state none.")
-    ] = None,
+    xform: Xform = None,
+    assume_spacing: AssumeSpacing = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -273,6 +344,15 @@ def run_guarded(command: Callable[[], Any], *, debug: bool = False) -> int:
 def _say(line: str, code: int) -> int:
     typer.echo(line, err=True)
     return int(code)
+
+
+def _reading(volume: str | None, overrides: list[str] | None, **given: Any) -> Any:
+    """Read options of one item, from the command line."""
+    from medssl.config import apply_overrides
+    from medssl.data.reading import Reading
+
+    choice = int(volume) if volume is not None and volume.isdigit() else volume
+    return Reading.parse(apply_overrides({"volume": choice, **given}, overrides or []), source="read options")
 
 
 def _resume(value: str) -> Any:

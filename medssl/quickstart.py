@@ -26,6 +26,7 @@ from medssl.volume import reorient
 _BACKBONE: dict[str, Any] = {"name": "unet", "channels": [8, 16, 32, 64], "strides": [2, 2, 2, 2]}
 _CROP = [32, 32, 32]
 
+_SCAN: dict[str, Any] = {"modality": "MR", "names": "keep"}  # phantoms have no names to hide
 PREPARE: dict[str, Any] = {"modality": "MR", "spacing_mm": [1.5, 1.5, 1.5]}
 VOCO: dict[str, Any] = {
     "backbone": _BACKBONE,
@@ -76,7 +77,7 @@ def demo(out: Path, *, seed: int = 0, steps_share: float = 1.0, dry_run: bool = 
     if dry_run:
         return places
     data = write_phantoms(out / "scans", num_subjects=24, num_labelled=16, seed=seed)
-    cohort = scan(data, out / "cohort.csv", config=ScanConfig.parse({"modality": "MR", "seed": seed})).path
+    cohort = scan(data, out / "cohort.csv", config=ScanConfig.parse({**_SCAN, "seed": seed})).path
     store = out / "store"
     prepare(PrepareConfig.parse(PREPARE), cohort=cohort, out=store)
     voco = pretrain(_shortened(VOCO, steps_share), store=store, out=out / "voco", overrides=[f"seed={seed}"])

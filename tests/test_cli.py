@@ -202,7 +202,7 @@ def test_one_bad_case_among_good_ones_is_named_and_has_exit_code_3(
 def test_a_case_that_broke_after_the_scan_costs_prepare_that_case(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert files.run("scan") == 0
+    assert files.run("scan", "--keep-names") == 0
     _truncate(files.images / "phantom_001.nii.gz")
     arguments = ("prepare", files.prepare, "--cohort", files.out("scan"), "-o", files.out("prepare"), "--workers", 1)
     assert medssl(*arguments) == ExitCode.SOME_REJECTED
@@ -267,9 +267,13 @@ def test_an_encoder_where_a_model_is_needed_has_exit_code_6(files: Files, capsys
 def test_options_reach_the_function(files: Files) -> None:
     table = files.folder / "splits.csv"
     table.write_text("case_id,subject_id,split\nphantom_000,anna,train\nphantom_001,anna,train\n")
-    assert files.run("scan", "--table", table, "--pseudonymise", "--set", "seed=3") == 0
-    text = files.out("scan").read_text()
-    assert "anna" not in text
+    assert files.run("scan", "--table", table, "--set", "seed=3") == 0
+    ids = [line.split(",")[:2] for line in files.out("scan").read_text().splitlines()[1:]]
+    assert ids == [["phantom_000", "anna"], ["phantom_001", "anna"]]  # names that the table gives are kept
+    assert files.run("scan") == 0
+    assert "\ncase-" in files.out("scan").read_text()
+    assert files.run("scan", "--keep-names") == 0
+    assert "\nphantom_001," in files.out("scan").read_text()
     assert (files.out("scan").parent / "pseudonyms.json").stat().st_mode & 0o077 == 0
     assert files.run("predict", "--overlap", 0.25) == 0
     assert "overlap: 0.25" in (files.out("predict") / "recipe.yaml").read_text()

@@ -20,7 +20,7 @@ from medssl.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "medssl").rglob("*.py"))
-COMMANDS = ("scan", "prepare", "pretrain", "finetune", "predict", "evaluate", "study", "demo")
+COMMANDS = ("scan", "doctor", "convert", "prepare", "pretrain", "finetune", "predict", "evaluate", "study", "demo")
 
 HELP = """
 import json, sys, time
@@ -69,7 +69,8 @@ def test_every_command_is_a_public_function_of_the_same_name() -> None:
         function = getattr(medssl, name)
         assert name in medssl.__all__
         assert inspect.isfunction(function)
-        assert "dry_run" in inspect.signature(function).parameters
+        writes = name != "doctor"
+        assert ("dry_run" in inspect.signature(function).parameters) == writes
 
 
 class _NoNetwork(socket.socket):

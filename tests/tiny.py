@@ -6,7 +6,12 @@ from typing import Any
 
 BACKBONE: dict[str, Any] = {"name": "unet", "channels": [4, 8], "strides": [2, 2], "blocks": [1, 1]}
 
-SCAN: dict[str, Any] = {"modality": "MR", "fractions": {"train": 0.5, "val": 0.2, "test": 0.3}, "workers": 1}
+SCAN: dict[str, Any] = {
+    "modality": "MR",
+    "names": "keep",
+    "fractions": {"train": 0.5, "val": 0.2, "test": 0.3},
+    "workers": 1,
+}
 
 PREPARE: dict[str, Any] = {"modality": "MR", "spacing_mm": [1.5, 1.5, 1.5]}
 

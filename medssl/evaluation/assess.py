@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from medssl import pool
 from medssl.config import Config
-from medssl.data import pool
 from medssl.errors import CaseError, EnvironmentFaultError, GeometryError, MedSSLError, NoInputError
 from medssl.evaluation.matching import NO_PREDICTION, Pair, match
 from medssl.evaluation.metrics import Presence, Scores, score_labels

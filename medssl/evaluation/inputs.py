@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from medssl.data.walk import walk
+from medssl.data.cohort import Cohort
+from medssl.data.reading import Reading
+from medssl.data.series import find_series, place_of
+from medssl.data.walk import Entry, walk
 from medssl.errors import CaseError, ConfigError, NoInputError, ReadError
 from medssl.io import is_image, stem
+from medssl.io.dicom.model import Item
+from medssl.io.dicom.series_list import SUFFIX, read_list
 from medssl.ledger import Ledger
 
 _SUFFIX = ".nii.gz"
@@ -23,42 +28,38 @@ class Job:
 
     Args:
         item: Its name in the ledger.
-        path: Where it lies.
+        path: Where it lies; the series list that has yet to be written, for DICOM files.
         target: Label map to write.
+        reading: Choices by which it is read.
+        series: The DICOM item that it is a volume of.
     """
 
     item: str
     path: Path
     target: Path
+    reading: Reading = field(default_factory=Reading)
+    series: Item | None = None
 
 
 def plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger) -> list[Job]:
     """Announce all inputs and book those that no label map can be made of; the rest is the work.
 
+    Args:
+        inputs: Scans, folders of scans, series lists, or tables that ``medssl scan`` wrote.
+        out: Folder for the label maps: named like their file, by case id for a table, by series for DICOM.
+        ledger: Where all are booked.
+
     Raises:
         NoInputError: if there is no scan.
         ConfigError: E_OVERWRITE, if a label map would take the place of a scan.
+        CaseError: E_TABLE, if a table is not what it should be.
     """
     given = [inputs] if isinstance(inputs, Path) else list(inputs)
-    jobs: list[Job] = []
-    seen: set[Path] = set()
-    for item, path, fault in _files(given, out):
-        ledger.expect(item)
-        if fault is not None:
-            ledger.reject(item, fault)
-        elif not is_image(path) and path.exists():
-            ledger.ignore(item, "not an image by its name")
-        elif not path.exists():
-            ledger.reject(item, ReadError(f"{item}: there is no such file. Correct the path, or the link."))
-        elif path.resolve() in seen:
-            ledger.duplicate(item, "given twice")
-        else:
-            seen.add(path.resolve())
-            jobs.append(Job(item, path, out / f"{stem(path)}{_SUFFIX}"))
+    jobs, seen = _jobs(given, out, ledger)
     if not jobs:
         raise NoInputError(
-            f"{', '.join(map(str, given)) or 'inputs'}: no image found; NIfTI, MHA, NRRD, PNG, JPEG or TIFF files are "
-            "needed. Give a scan or a folder of scans."
+            f"{', '.join(map(str, given)) or 'inputs'}: no image found; DICOM, NIfTI, MHA, NRRD, PNG, JPEG or TIFF "
+            "files are needed. Give a scan, a folder of scans, or the table of a scan."
         )
     overwritten = seen & {job.target.resolve() for job in jobs}
     if overwritten:
@@ -83,16 +84,112 @@ def plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger) -> list[Job]:
     return good
 
 
-def _files(given: Iterable[Path], out: Path) -> Iterator[tuple[str, Path, ReadError | None]]:
-    """Name and path of every file, through folders but not into the output folder or hidden places."""
-    for path in given:
-        if not path.is_dir():
-            yield path.name, path, None
-            continue
-        for relative, fault in walk(path):
-            is_hidden = any(part.startswith(".") for part in relative.parts)
-            if not is_hidden and not (path / relative).resolve().is_relative_to(out.resolve()):
-                yield relative.as_posix(), path / relative, fault
+def _jobs(given: Sequence[Path], out: Path, ledger: Ledger) -> tuple[list[Job], set[Path]]:
+    """One job a scan, each announced; and the files that are scans."""
+    jobs: list[Job] = []
+    loose: list[Entry] = []
+    seen: set[Path] = set()
+    tables = [path for path in given if path.suffix.lower() == ".csv" and path.is_file()]
+    entries = [entry for path in given if path not in tables for entry in _entries(path, out)]
+    for entry in entries:
+        item, path = entry.item.as_posix(), entry.path
+        if entry.fault is not None or not path.exists():
+            missing = ReadError(f"{item}: there is no such file. Correct the path, or the link.")
+            ledger.expect(item)
+            ledger.reject(item, entry.fault or missing)
+        elif path.resolve() in seen:
+            ledger.expect(item)
+            ledger.duplicate(item, "given twice")
+        elif path.name.endswith(SUFFIX):
+            seen.add(path.resolve())
+            jobs += _of_list(entry, out, ledger)
+        elif is_image(path):
+            seen.add(path.resolve())
+            jobs.append(_announced(Job(item, path, out / f"{stem(path)}{_SUFFIX}"), ledger))
+        else:
+            seen.add(path.resolve())
+            loose.append(entry)
+    for table in tables:
+        jobs += _of_table(table, out, ledger)
+    return jobs + _of_dicom(loose, out, ledger), seen
+
+
+def _of_table(table: Path, out: Path, ledger: Ledger) -> list[Job]:
+    cases = Cohort.from_csv(table)
+    jobs = [Job(case.case_id, Path(case.image), out / f"{case.case_id}{_SUFFIX}", case.reading) for case in cases]
+    return [_announced(job, ledger) for job in jobs]
+
+
+def _of_list(entry: Entry, out: Path, ledger: Ledger) -> list[Job]:
+    """Volumes of a series list that an earlier scan wrote."""
+    item = entry.item.as_posix()
+    try:
+        count = len(read_list(entry.path))
+    except ReadError as error:
+        ledger.expect(item)
+        ledger.reject(item, error)
+        return []
+    name = entry.path.name.removesuffix(SUFFIX)
+    jobs = []
+    for number in range(count):
+        target = _target(out, name, number, count)
+        job = Job(item + _ending(number, count), entry.path, target, _number(number, count))
+        jobs.append(_announced(job, ledger))
+    return jobs
+
+
+def _of_dicom(entries: Sequence[Entry], out: Path, ledger: Ledger) -> list[Job]:
+    """Every volume of the DICOM files among some files; what is none is booked."""
+    found = find_series(entries, key=b"")
+    for item, error in found.refused:
+        ledger.expect(item)
+        ledger.reject(item, error)
+    for item, reason in [*found.ignored, *((str(entry.item), "not an image by its name") for entry in found.others)]:
+        ledger.expect(item)
+        ledger.ignore(item, reason)
+    for item, other in found.duplicates:
+        ledger.expect(item)
+        ledger.duplicate(item, f"the same DICOM image as {other}")
+    for path in set(found.labels.values()):
+        ledger.expect(found.items_of[path])
+        ledger.ignore(found.items_of[path], "a label, not a scan")
+    jobs = []
+    for series in found.items:
+        place, count = place_of(series, found.items_of), len(series.stacks)
+        path = out / "series" / f"{series.name}{SUFFIX}"
+        for number in range(count):
+            target = _target(out, series.name, number, count)
+            job = Job(place + _ending(number, count), path, target, _number(number, count), series)
+            jobs.append(_announced(job, ledger))
+    return jobs
+
+
+def _announced(job: Job, ledger: Ledger) -> Job:
+    ledger.expect(job.item)
+    return job
+
+
+def _target(out: Path, name: str, number: int, count: int) -> Path:
+    return out / f"{name}{_ending(number, count)}{_SUFFIX}"
+
+
+def _ending(number: int, count: int) -> str:
+    return "" if count == 1 else f"-{number:03d}"
+
+
+def _number(number: int, count: int) -> Reading:
+    return Reading(volume=None if count == 1 else number)
+
+
+def _entries(path: Path, out: Path) -> Iterator[Entry]:
+    """Every file, through folders but not into the output folder or hidden places."""
+    if not path.is_dir():
+        yield Entry(Path(path.name), path)
+        return
+    for entry in walk(path):
+        is_hidden = any(part.startswith(".") for part in entry.item.parts)
+        if not is_hidden and not entry.path.resolve().is_relative_to(out.resolve()):
+            yield entry
 
 
 def _folded(job: Job) -> str:

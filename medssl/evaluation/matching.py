@@ -55,7 +55,8 @@ def match(
     pairs = []
     for reference in references:
         ledger.expect(reference.case_id)
-        prediction = found.pop(_folded(reference.name), None)
+        own = found.pop(_folded(reference.case_id), None)  # predicted from a table: named by case
+        prediction = own or found.pop(_folded(reference.name), None)
         if split is not None and reference.split != split:
             ledger.ignore(reference.case_id, f"not in split {split}")
         elif prediction is not None:
@@ -84,10 +85,11 @@ def match(
 
 
 def _check_names(references: Sequence[_Reference], predictions: Mapping[str, Path]) -> None:
-    """Refuse a prediction that could be of either of two cases."""
+    """Refuse a prediction that could be of either of two cases: it bears the name of the case, or of its image."""
     cases: dict[str, list[str]] = defaultdict(list)
     for reference in references:
-        cases[_folded(reference.name)].append(reference.case_id)
+        for name in {_folded(reference.name), _folded(reference.case_id)}:
+            cases[name].append(reference.case_id)
     for name, ids in cases.items():
         if len(ids) > 1 and name in predictions:
             raise CaseError(

@@ -23,20 +23,22 @@ import pandas as pd
 import torch
 from pydantic import Field
 
+from medssl import pool
 from medssl.config import Config
-from medssl.data import pool
-from medssl.data.prepare import PrepareConfig, read_image
+from medssl.data.prepare import PrepareConfig, reading_of
+from medssl.data.reading import Reading, read_image
 from medssl.data.store import StoredCase
-from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, MedSSLError, ReadError
+from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, MedSSLError
 from medssl.evaluation.inputs import Job, plan
 from medssl.evaluation.metrics import score_labels
 from medssl.evaluation.segment import Segmented, label_map, load_network, segment_volume
 from medssl.evaluation.sliding_window import Axis, Network, Settings
 from medssl.io import digest, write_volume
+from medssl.io.dicom.series_list import write_list
 from medssl.ledger import Ledger, Outcome
 from medssl.nn.bundle import Passport, load_bundle
 from medssl.progress import track
-from medssl.runfolder import RunFolder, atomic_write, read_journal
+from medssl.runfolder import RunFolder, atomic_write, make_folder, read_journal
 from medssl.volume import Volume
 
 _COLUMNS = ("item", "output", "source_digest", "output_digest", "voxels")
@@ -77,13 +79,17 @@ def predict(
 ) -> PredictResult:
     """Write a label map ``<scan>.nii.gz`` for each scan, on the scan's own grid.
 
+    Label maps are named like the file of their scan; by case id where a table is given; by a hash of the series, and
+    the number of the volume, for DICOM.
+
     Scans that are already done with the same bundle and settings are skipped after their digests are compared; a scan
     that cannot be used is refused and the others go on. A label map that an earlier call left of a scan that is refused
     now is removed, so that no map in the folder is older than its ledger.
 
     Args:
         bundle: What ``finetune`` left.
-        inputs: A scan, a folder of scans (read through all its folders), or several of these.
+        inputs: A scan, a folder of scans (read through all its folders), a table that ``medssl scan`` wrote, a series
+            list, or several of these. Of DICOM files every volume is taken.
         out: Folder for the label maps, ``predictions.csv``, ``refused.csv``, ``recipe.yaml`` and the journal.
         overlap: Share by which neighbouring windows overlap, in [0, 0.9].
         mirror_axes: Anatomical axes to mirror at test time; never LR where sides have labels of their own.
@@ -130,6 +136,7 @@ def predict(
         written = _written(run)
         done = {item: record for item, record in written.items() if record.get("key") == key}
         work = partial(_predict_one, network=network, reading=reading, passport=loaded.passport, settings=settings)
+        _write_lists(jobs)
         for job in track(jobs, "predict"):
             kept = _kept(job, done)
             record = pool.attempt(work, job, job.item) if kept is None else kept
@@ -205,7 +212,7 @@ def _predict_one(
     job: Job, *, network: Network, reading: PrepareConfig, passport: Passport, settings: Settings
 ) -> dict[str, Any]:
     """Read, segment and write one scan; give its record."""
-    volume, source = read_image(job.path, reading)
+    volume, source = read_image(job.path, reading_of(reading, job.reading), unit=reading.unit)
     if reading.spacing_mm is not None and not source.has_spacing:
         raise CaseError(
             f"{job.item}: states no spacing; the bundle works at {reading.spacing_mm} mm. "
@@ -270,14 +277,23 @@ def _kept(job: Job, done: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None
     record = done.get(job.item)
     if record is None or not _has_digest(job.target, record["output_digest"]):
         return None
-    return record if _has_digest(job.path, record["source_digest"]) else None
+    return record if _has_digest(job.path, record["source_digest"], reading=job.reading) else None
 
 
-def _has_digest(path: Path, expected: str) -> bool:
+def _has_digest(path: Path, expected: str, *, reading: Reading | None = None) -> bool:
+    chosen = reading or Reading()
     try:
-        return digest(path) == expected
-    except ReadError:
+        return digest(path, volume=chosen.volume, regularise=chosen.regularise) == expected
+    except MedSSLError:
         return False
+
+
+def _write_lists(jobs: Sequence[Job]) -> None:
+    """Write the series list of each DICOM image, so that it can be read like a file."""
+    for path, series in {job.path: job.series for job in jobs}.items():
+        if series is not None:
+            make_folder(path.parent)
+            write_list(series, path)
 
 
 def _remove_outdated(out: Path, ledger: Ledger, written: Mapping[str, dict[str, Any]], outputs: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import dicoms
 import nibabel
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import torch
 from medssl.cli import app, run_guarded
 from medssl.config import load_yaml
 from medssl.data.prepare import PrepareConfig, prepare
+from medssl.data.scan import ScanConfig, scan
 from medssl.errors import CheckpointError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError
 from medssl.evaluation import predict as module
 from medssl.evaluation.predict import predict, score_stored
@@ -462,3 +464,43 @@ def test_stored_cases_are_scored_on_their_source_grids(tmp_path: Path, oracle: l
     values = np.asarray(nibabel.load(tmp_path / "raw" / "one_label.nii.gz").dataobj)
     assert table["reference_ml"][0] == pytest.approx((values == 5).sum() * voxel_ml)
     assert json.loads(table.to_json(orient="records"))[0]["presence"] == "both"
+
+
+def test_a_dicom_folder_gets_label_maps_on_the_grid_of_its_series_and_is_skipped_when_done(
+    tmp_path: Path, oracle: list[int]
+) -> None:
+    def centred(found: list[Any]) -> None:
+        for ds in found:
+            ds.RescaleIntercept, ds.RescaleSlope = "-240", "0.01"
+
+    dicoms.write_series(tmp_path / "d/a", series="a", modality="MR", mutate=centred)
+    dicoms.write_series(tmp_path / "d/b", series="b", modality="MR", spacing=(1.5, 1.5, 3.0), origin=(9.0, 9.0, 9.0))
+    model, out = bundle(tmp_path / "bundle"), tmp_path / "out"
+    first = predict(model, tmp_path / "d", out=out, overlap=0.25)
+    assert first.ledger.count(Outcome.ACCEPTED) + first.ledger.count(Outcome.WARNED) == 2
+    grids = [dicoms.series_geometry(), dicoms.series_geometry(spacing=(1.5, 1.5, 3.0), origin=(9.0, 9.0, 9.0))]
+    written = [nibabel.load(path) for path in first.outputs]
+    for expected in grids:
+        assert any(np.allclose(image.affine, expected.affine, atol=1e-4) for image in written)
+    calls = len(oracle)
+    again = predict(model, tmp_path / "d", out=out, overlap=0.25)
+    assert len(oracle) == calls
+    assert again.outputs == first.outputs
+    for path in out.rglob("*"):
+        assert path.is_dir() or b"canary" not in path.read_bytes().lower()
+
+
+def test_a_table_of_a_scan_gets_label_maps_named_by_case(tmp_path: Path, oracle: list[int]) -> None:
+    save_scan(tmp_path / "d/a.nii.gz", seed=1)
+    save_scan(tmp_path / "d/time.nii.gz", seed=2, shape=(10, 9, 8, 2))
+    found = scan(tmp_path / "d", tmp_path / "cohort", config=ScanConfig(workers=1, volumes="all"))
+    result = predict(bundle(tmp_path / "bundle"), found.path, out=tmp_path / "out")
+    assert {path.name for path in result.outputs} == {f"{case.case_id}.nii.gz" for case in found.cohort}
+    by_volume = {case.reading.volume: tmp_path / "out" / f"{case.case_id}.nii.gz" for case in found.cohort}
+    values = np.asarray(nibabel.load(tmp_path / "d/time.nii.gz").dataobj)
+    for number in (0, 1):
+        labels = np.asarray(nibabel.load(by_volume[number]).dataobj)
+        np.testing.assert_array_equal(labels > 0, values[..., number] > 0)
+    calls = len(oracle)
+    predict(bundle(tmp_path / "bundle"), found.path, out=tmp_path / "out")
+    assert len(oracle) == calls

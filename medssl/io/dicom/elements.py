@@ -15,7 +15,7 @@ from medssl.errors import ReadError
 from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.foreign import read_foreign
 from medssl.io.dicom.tags import IMAGE, META, Table
-from medssl.io.dicom.walker import LONG_VRS, PIXELS, SHORT_VRS, MoreNeededError, StrangeError, Walker
+from medssl.io.dicom.walker import LONG_VRS, PIXELS, SHORT_VRS, MoreNeededError, StrangeError, Walker, as_read
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -29,7 +29,8 @@ _INFLATE_FLOOR = 64 << 20
 _INFLATE_RATIO = 200
 _INFLATE_ERROR = cast("type[Exception]", IsalError)  # its stub makes an instance of the class
 _PROGRAMS = (b"MZ", b"\x7fELF")
-_TOP = IMAGE | PIXELS
+_IMAGE, _META = as_read(IMAGE), as_read(META)
+_TOP = as_read(IMAGE | PIXELS)
 _VRS = SHORT_VRS | LONG_VRS
 _PROGRAM = "W_PREAMBLE: the file begins like a program; only its image is used. Do not run it."
 _NO_META = "W_NO_META: the file does not say how it is coded; that was told from its first element."
@@ -103,8 +104,8 @@ def content(data: bytes, path: Path) -> bytes:
     Raises:
         ReadError: as :func:`parse`.
     """
-    walker = Walker(data, size=len(data), path=path, nested=META)
-    start, meta = walker.meta(_start(data, path), META)
+    walker = Walker(data, size=len(data), path=path, nested=_META)
+    start, meta = walker.meta(_start(data, path), _META)
     return _inflate(data, start, path) if meta.get("TransferSyntaxUID") == DEFLATED else data
 
 
@@ -127,8 +128,9 @@ def _start(data: bytes, path: Path) -> int:
 
 def _walk(data: bytes, path: Path, *, size: int, wanted: Table) -> Elements:
     start = _start(data, path)
-    walker = Walker(data, size=size, path=path, nested=wanted)
-    pos, values = walker.meta(start, META)
+    nested = _IMAGE if wanted is IMAGE else as_read(wanted)
+    walker = Walker(data, size=size, path=path, nested=nested)
+    pos, values = walker.meta(start, _META)
     named = values.pop("TransferSyntaxUID", "")
     syntax = named if isinstance(named, str) else ""
     warnings: tuple[str, ...] = ()
@@ -138,14 +140,14 @@ def _walk(data: bytes, path: Path, *, size: int, wanted: Table) -> Elements:
         if len(data) < size:
             raise MoreNeededError
         data = _inflate(data, pos, path)
-        walker = Walker(data, size=len(data), path=path, nested=wanted)
+        walker = Walker(data, size=len(data), path=path, nested=nested)
     is_implicit = data[pos + 4 : pos + 6] not in _VRS
     if not start or not syntax:
         warnings += (_NO_META,)
         syntax = syntax or (IMPLICIT if is_implicit else EXPLICIT)
     if syntax == BIG_ENDIAN or (is_implicit != (syntax == IMPLICIT) and pos < walker.size):
         raise StrangeError
-    top = _TOP if wanted is IMAGE else wanted | PIXELS
+    top = _TOP if wanted is IMAGE else as_read(wanted | PIXELS)
     walk = walker.implicit if is_implicit else walker.explicit
     walk(pos, walker.size, values, wanted=top)
     found = Elements(path, values, transfer_syntax=syntax, pixels=walker.pixels, size=walker.size, warnings=warnings)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
+from collections.abc import Mapping
 
-from medssl.errors import ReadError
 from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.frames import codes
 
@@ -71,6 +73,17 @@ _MEASURED = (
     ("SliceThickness", "slice_thickness_mm"),
 )
 _LISTED = (("ScanningSequence", "scanning_sequence"), ("ImageType", "image_type"))
+_KEYWORDS = (
+    "Manufacturer",
+    *(keyword for keyword, _, _ in _CODED),
+    *(keyword for keyword, _ in (*_LISTED, *_MEASURED)),
+    "ImageLaterality",
+    "Laterality",
+    "PatientSex",
+    "PatientAge",
+    "BurnedInAnnotation",
+    "LossyImageCompression",
+)
 _YES_NO = {"YES": "yes", "NO": "no"}
 _SIDES = frozenset({"R", "L", "U", "B"})
 _SEXES = frozenset({"M", "F", "O"})
@@ -85,39 +98,49 @@ def facts_of(elements: Elements, *, modality: str, spacing_from: str) -> dict[st
         modality: In upper case.
         spacing_from: Where the spacing was found; ``""`` where nowhere.
     """
-    values = elements.values
+    texts = tuple(map(elements.text, _KEYWORDS))
+    has_agent = "ContrastBolusAgent" in elements or "ContrastBolusAgentSequence" in elements
+    return dict(_facts(texts, modality, spacing_from, has_agent, elements.transfer_syntax))
+
+
+@functools.lru_cache(maxsize=256)
+def _facts(
+    texts: tuple[str, ...], modality: str, spacing_from: str, has_agent: bool, transfer_syntax: str
+) -> Mapping[str, str | float]:
+    """The files of a series say the same, so that one answer serves them all."""
+    given = dict(zip(_KEYWORDS, texts, strict=True))
     facts: dict[str, str | float] = {"modality": modality, "spacing_from": spacing_from}
-    maker = _FIRST_WORD.match(elements.text("Manufacturer").lower())
+    maker = _FIRST_WORD.match(given["Manufacturer"].lower())
     if maker:
         facts["manufacturer"] = _MAKERS.get(maker[0], "other")
     for keyword, name, terms in _CODED:
-        value = elements.text(keyword).upper().replace(" ", "").replace("_", "")
+        value = given[keyword].upper().replace(" ", "").replace("_", "")
         facts[name] = value if value in terms else "OTHER" if value else ""
     for keyword, name in _LISTED:
-        if keyword in values:
-            facts[name] = codes(elements.text(keyword))
+        if given[keyword]:
+            facts[name] = codes(given[keyword])
     for keyword, name in _MEASURED:
-        if keyword in values:
-            _measure(facts, elements, keyword, name)
-    side = elements.text("ImageLaterality") or elements.text("Laterality")
+        number = _number(given[keyword])
+        if number is not None:
+            facts[name] = number
+    side = given["ImageLaterality"] or given["Laterality"]
     facts["laterality"] = side if side in _SIDES else ""
-    facts["patient_sex"] = elements.text("PatientSex") if elements.text("PatientSex") in _SEXES else ""
-    age = _AGE.fullmatch(elements.text("PatientAge"))
+    facts["patient_sex"] = given["PatientSex"] if given["PatientSex"] in _SEXES else ""
+    age = _AGE.fullmatch(given["PatientAge"])
     if age:
         facts["patient_age_years"] = min(round(int(age[1]) / _AGE_UNITS[age[2]], 2), _OLDEST_YEARS)
-    if "ContrastBolusAgent" in elements or "ContrastBolusAgentSequence" in elements:
+    if has_agent:
         facts["contrast"] = "yes"
-    facts["burned_in"] = _YES_NO.get(elements.text("BurnedInAnnotation").upper(), "")
-    if elements.text("LossyImageCompression") == "01" or elements.transfer_syntax in _LOSSY_SYNTAXES:
+    facts["burned_in"] = _YES_NO.get(given["BurnedInAnnotation"].upper(), "")
+    if given["LossyImageCompression"] == "01" or transfer_syntax in _LOSSY_SYNTAXES:
         facts["lossy"] = "yes"
     return {name: value for name, value in facts.items() if value != ""}
 
 
-def _measure(facts: dict[str, str | float], elements: Elements, keyword: str, name: str) -> None:
-    """Add a number; one that cannot be read is left out, since nothing depends on it."""
+def _number(text: str) -> float | None:
+    """A finite number; None for anything else, since nothing depends on it."""
     try:
-        value = elements.number(keyword)
-    except ReadError:
-        return
-    if value is not None:
-        facts[name] = float(value)
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None

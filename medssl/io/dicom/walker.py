@@ -22,12 +22,18 @@ SHORT_VRS = frozenset(
 )
 
 _RAW = frozenset({b"UN", b"OB"})
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xE000FFFE, 0xE00DFFFE, 0xE0DDFFFE
+_DELIMITERS = 0xFFFE
 _DEEPEST = 16
 _MOST_ITEMS = 2_000_000
-_explicit = struct.Struct("<HH2sH").unpack_from
-_implicit = struct.Struct("<HHI").unpack_from
+_explicit = struct.Struct("<I2sH").unpack_from
+_implicit = struct.Struct("<II").unpack_from
 _u32 = struct.Struct("<I").unpack_from
+
+
+def as_read(table: Table) -> Table:
+    """The table with its tags as they come out of a file in one piece: element number above group number."""
+    return {(tag & 0xFFFF) << 16 | tag >> 16: entry for tag, entry in table.items()}
 
 
 class MoreNeededError(Exception):
@@ -45,7 +51,7 @@ class Walker:
         data: First bytes, or all.
         size: Of the whole file.
         path: For messages.
-        nested: What to keep of the items of sequences.
+        nested: What to keep of the items of sequences; all tables are given :func:`as_read`.
     """
 
     __slots__ = ("data", "items", "nested", "path", "pixels", "size")
@@ -64,12 +70,12 @@ class Walker:
         values: dict[str, Value] = {}
         try:
             while data[pos : pos + 2] == b"\2\0":
-                group, element, vr, length = _explicit(data, pos)
+                tag, vr, length = _explicit(data, pos)
                 pos += 8
                 if vr in LONG_VRS:
                     length = _u32(data, pos)[0]
                     pos += 4
-                hit = wanted.get(group << 16 | element)
+                hit = wanted.get(tag)
                 if hit is not None:
                     values[hit[0]] = data[pos : pos + length].decode("latin-1").strip(" \0")
                 pos += length
@@ -102,20 +108,23 @@ class Walker:
         find = wanted.get
         try:
             while pos < limit:
-                group, element, vr, length = _explicit(data, pos)
+                tag, vr, length = _explicit(data, pos)
+                hit = find(tag)
                 if vr in SHORT_VRS:
                     start = pos + 8
+                    if hit is None:
+                        pos = start + length
+                        continue
                 elif vr in LONG_VRS:
                     length = _u32(data, pos + 8)[0]
                     start = pos + 12
-                elif (group, element) == (0xFFFE, 0xE00D) and end is None:
+                    if hit is None:
+                        pos = self._undefined(start, vr, depth) if length == UNDEFINED else start + length
+                        continue
+                elif tag == _ITEM_END and end is None:
                     return pos + 8
                 else:
                     raise StrangeError
-                hit = find(group << 16 | element)
-                if hit is None:
-                    pos = self._undefined(start, vr, depth) if length == UNDEFINED else start + length
-                    continue
                 keyword, kind = hit
                 if kind == "pixels":
                     self._found(keyword, start, length)
@@ -142,10 +151,9 @@ class Walker:
         find = wanted.get
         try:
             while pos < limit:
-                group, element, length = _implicit(data, pos)
-                tag = group << 16 | element
+                tag, length = _implicit(data, pos)
                 start = pos + 8
-                if group == 0xFFFE:
+                if tag & 0xFFFF == _DELIMITERS:
                     if tag == _ITEM_END and end is None:
                         return start
                     raise StrangeError
@@ -182,8 +190,7 @@ class Walker:
             raise self._short(limit)
         found: list[Elements] = []
         while pos < limit:
-            group, element, size = _implicit(self.data, pos)
-            tag = group << 16 | element
+            tag, size = _implicit(self.data, pos)
             pos += 8
             if tag == _SEQUENCE_END and end is None:
                 return found, pos
@@ -211,11 +218,11 @@ class Walker:
         if vr not in {b"OB", b"OW"}:
             raise StrangeError
         while True:
-            group, element, length = _implicit(self.data, pos)
+            tag, length = _implicit(self.data, pos)
             pos += 8
-            if group << 16 | element == _SEQUENCE_END:
+            if tag == _SEQUENCE_END:
                 return pos
-            if group << 16 | element != _ITEM or length == UNDEFINED:
+            if tag != _ITEM or length == UNDEFINED:
                 raise StrangeError
             pos += length
 

@@ -45,11 +45,26 @@ SYNTAXES: dict[str, tuple[str, Callable[[np.ndarray], bytes] | None]] = {
         lambda a: imagecodecs.jpeg2k_encode(a, level=0, codecformat="j2k", reversible=True),
     ),
 }
-GROUPING = (
-    "Modality SOPInstanceUID SeriesInstanceUID PatientID FrameOfReferenceUID ImageType AcquisitionNumber InstanceNumber "
-    "Rows Columns BitsStored PixelRepresentation PixelSpacing ImagePositionPatient ImageOrientationPatient "
-    "SliceThickness RescaleSlope RescaleIntercept"
-).split()
+GROUPING = [
+    "Modality",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "FrameOfReferenceUID",
+    "ImageType",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "Rows",
+    "Columns",
+    "BitsStored",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SliceThickness",
+    "RescaleSlope",
+    "RescaleIntercept",
+]
 GOALS = {"headers": 3.0, "headers and the values that make a series": 3.0, "uncompressed": 3.0, ".nii.gz": 1.5}
 
 

@@ -12,6 +12,7 @@ import json
 import mmap
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import struct
@@ -36,6 +37,8 @@ _JPEG_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55)}
 _JPEG_LOSSLESS = {f"1.2.840.10008.1.2.4.{n}" for n in (57, 70)}
 _JPEG_LS = {f"1.2.840.10008.1.2.4.{n}" for n in (80, 81)}
 _JPEG_2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)}  # the last three are HTJ2K
+
+_SYNTAX = re.compile(r"1\.2\.840\.10008\.1\.2[.0-9]{0,16}")
 
 _LIMIT_BYTES = 2 << 30
 _LIMIT_S = 20.0
@@ -104,9 +107,9 @@ def decode(
             E_READER_CRASH, or E_READER_LIMIT over 2 GiB or 20 s for a picture.
     """
     if not is_known(spec.transfer_syntax):
+        named = spec.transfer_syntax if _SYNTAX.fullmatch(spec.transfer_syntax) else "that is none of the standard's"
         raise ReadError(
-            f"{names[0]}: no decoder for transfer syntax {spec.transfer_syntax[:64]!r}. "
-            "Convert the file to an uncompressed one.",
+            f"{names[0]}: no decoder for transfer syntax {named}. Convert the file to an uncompressed one.",
             code="E_CODEC",
         )
     if multiprocessing.parent_process() is not None or os.getpid() != _CHILD.owner:

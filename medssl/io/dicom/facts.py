@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from medssl.io.dicom.dataset import Elements
-from medssl.io.dicom.frames import codes
+from medssl.io.dicom.terms import BODY_PARTS, PATIENT_POSITIONS, VIEWS, codes, known
 
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _AGE_UNITS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
@@ -40,30 +40,10 @@ _MAKERS = {
     "united": "united imaging",
     "varian": "varian",
 }
-_BODY_PARTS = frozenset(
-    re.findall(
-        "[A-Z]+",
-        "ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM AXILLA BACK BILEDUCT BLADDER BRAIN BREAST BRONCHUS BUTTOCK "
-        "CALCANEUS CALF CAROTID CEREBELLUM CERVIX CHEEK CHEST CHESTABDOMEN CHESTABDPELVIS CIRCLEOFWILLIS CLAVICLE "
-        "COCCYX COLON CORNEA CORONARYARTERY CSPINE CTSPINE DUODENUM EAR ELBOW ESOPHAGUS EXTREMITY EYE EYELID FACE "
-        "FEMUR FINGER FOOT GALLBLADDER HAND HEAD HEADNECK HEART HIP HUMERUS IAC ILEUM ILIUM JAW JEJUNUM KIDNEY "
-        "KNEE LARYNX LEG LIVER LSPINE LSSPINE LUNG MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN "
-        "NECKCHESTABDPELV NOSE ORBIT OVARY PANCREAS PARATHYROID PAROTID PATELLA PELVIS PENIS PHARYNX PROSTATE "
-        "RECTUM RIB SACRUM SCALP SCAPULA SCLERA SCROTUM SHOULDER SIJOINT SKULL SPINE SPLEEN SSPINE STERNUM "
-        "STOMACH SUBMANDIBULAR TESTIS THIGH THORAX THUMB THYMUS THYROID TIBFIB TLSPINE TMJ TOE TRACHEA TSPINE "
-        "UPRLIMB UTERUS VAGINA VULVA WHOLEBODY WRIST ZYGOMA ",
-    )
-)
-_VIEWS = frozenset(
-    re.findall("[A-Z]+", "AP PA LL RL RLD LLD RLO LLO RAO LAO CC MLO ML LM LMO XCCL XCCM FB SIO ISO LATERAL LAT OBL")
-)
-_PATIENT_POSITIONS = frozenset(
-    re.findall("[A-Z]+", "HFS HFP HFDR HFDL FFS FFP FFDR FFDL LFP LFS RFP RFS AFDR AFDL PFDR PFDL")
-)
 _CODED = (
-    ("BodyPartExamined", "body_part", _BODY_PARTS),
-    ("ViewPosition", "view_position", _VIEWS),
-    ("PatientPosition", "patient_position", _PATIENT_POSITIONS),
+    ("BodyPartExamined", "body_part", BODY_PARTS),
+    ("ViewPosition", "view_position", VIEWS),
+    ("PatientPosition", "patient_position", PATIENT_POSITIONS),
 )
 _MEASURED = (
     ("MagneticFieldStrength", "field_strength_T"),
@@ -114,8 +94,7 @@ def _facts(
     if maker:
         facts["manufacturer"] = _MAKERS.get(maker[0], "other")
     for keyword, name, terms in _CODED:
-        value = given[keyword].upper().replace(" ", "").replace("_", "")
-        facts[name] = value if value in terms else "OTHER" if value else ""
+        facts[name] = known(given[keyword], terms)
     for keyword, name in _LISTED:
         if given[keyword]:
             facts[name] = codes(given[keyword])

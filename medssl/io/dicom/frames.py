@@ -10,6 +10,7 @@ from medssl.errors import ReadError
 from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.model import Frame, Pixels
 from medssl.io.dicom.spacing import positive
+from medssl.io.dicom.terms import codes
 
 Traits = dict[str, str | float]
 Vector = tuple[float, ...]
@@ -146,11 +147,6 @@ def traits(elements: Elements) -> Traits:
     if gradient:
         found["direction"] = _rounded(gradient)
     return found
-
-
-def codes(text: str) -> str:
-    """Values of a CS element in upper case, each replaced by ``OTHER`` unless it is a code string."""
-    return "\\".join(part.strip() if _CODE.fullmatch(part) else "OTHER" for part in text.upper().split("\\"))
 
 
 def along(position: Sequence[float], orientation: Sequence[float], distance: float) -> tuple[float, float, float]:

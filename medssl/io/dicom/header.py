@@ -18,6 +18,7 @@ from medssl.io.dicom.model import Frame, Header, Kind, Pixels, Token
 from medssl.io.dicom.mosaic import is_mosaic, tiles
 from medssl.io.dicom.spacing import pixel_spacing
 from medssl.io.dicom.tags import REFERENCES
+from medssl.io.dicom.terms import MODALITIES, known
 
 _SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 _CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -71,8 +72,7 @@ def read_header(path: Path, *, key: bytes = b"") -> Header:
     """
     elements = read_elements(path)
     kind = _kind(elements)
-    modality = elements.text("Modality").upper()
-    modality = modality if _CS.fullmatch(modality) else ""
+    modality = known(elements.text("Modality"), MODALITIES)
     warnings = elements.warnings + _identity_warnings(elements)
     if kind == "image":
         return _image(elements, key, modality=modality, warnings=warnings)

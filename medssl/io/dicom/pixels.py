@@ -16,6 +16,7 @@ from medssl.io import integrity
 from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.elements import BIG_ENDIAN, content, parse
 from medssl.io.dicom.model import Pixels
+from medssl.io.dicom.terms import PHOTOMETRICS, known
 
 Picture = Shaped[np.ndarray, "y x"] | Shaped[np.ndarray, "y x 3"]
 
@@ -232,11 +233,11 @@ def _palette_column(elements: Elements, colour: str, *, path: Path) -> UInt8[np.
 
 
 def _check_photometric(pixels: Pixels, *, path: Path) -> None:
-    known = _GREY if pixels.samples == 1 else _RGB | _YBR
-    if pixels.samples not in {1, 3} or pixels.photometric not in known:
+    readable = _GREY if pixels.samples == 1 else _RGB | _YBR
+    if pixels.samples not in {1, 3} or pixels.photometric not in readable:
         raise ReadError(
-            f"{path}: pixels of kind {pixels.photometric[:16]!r} with {pixels.samples} values each; grey, palette, RGB "
-            "and full-range YBR are read. Export it in one of these.",
+            f"{path}: pixels of kind {known(pixels.photometric, PHOTOMETRICS)} with {pixels.samples} values each; "
+            "grey, palette, RGB and full-range YBR are read. Export it in one of these.",
             code="E_PHOTOMETRIC",
         )
     if pixels.bits_allocated not in ({1, 8, 16, 32, 64} if pixels.samples == 1 else {8, 16}):

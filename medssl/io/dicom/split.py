@@ -32,7 +32,8 @@ _TRAITS = (
 )
 _LAST_TRAITS = ("rescale", "file")
 _CONTRAST = ("echo", "b_value")
-_TELLING = (*_CONTRAST, "time_point", "image_type")
+_SETTINGS = ("echo_time_ms", "inversion_time_ms", "flip_angle_deg", "kvp")
+_TELLING = (*_CONTRAST, *_SETTINGS, "stack", "time_point", "phase", "image_type")
 _MOST_TRAITS = 3
 _FEWEST_SLICES = 3
 _BESIDE_MM = 0.05
@@ -157,6 +158,7 @@ def _by_traits(frames: Sequence[Frame], *, where: str) -> list[_Part]:
     with slices missing, as long as they are not mere repeats.
     """
     names = _varying(frames)
+    settings = [name for name in names if name in _SETTINGS]
     places = _places(frames, where=where)
     place = dict(zip(map(id, frames), places, strict=True))
     columns = {name: [_value(frame, name) for frame in frames] for name in names}
@@ -166,7 +168,7 @@ def _by_traits(frames: Sequence[Frame], *, where: str) -> list[_Part]:
             if not _one_a_place(list(zip(*(columns[name] for name in chosen), strict=True)), places):
                 continue
             parts = _parts(frames, chosen)
-            if not all(_is_pure(part.frames) for part in parts):
+            if not all(_is_pure(part.frames, also=settings) for part in parts):
                 continue
             sets = [{place[id(frame)] for frame in part.frames} for part in parts]
             if all(found == sets[0] for found in sets):
@@ -366,9 +368,9 @@ def _shared_places(frames: Sequence[Frame], *, where: str) -> bool:
     return len(set(_places(frames, where=where))) < len(frames)
 
 
-def _is_pure(frames: Sequence[Frame]) -> bool:
-    """Whether all frames have one contrast, as those of a volume must."""
-    return all(len({frame.traits.get(name) for frame in frames}) == 1 for name in _CONTRAST)
+def _is_pure(frames: Sequence[Frame], *, also: Sequence[str] = ()) -> bool:
+    """Whether all frames have one contrast, as those of a volume must, and one value of other traits."""
+    return all(len({frame.traits.get(name) for frame in frames}) == 1 for name in (*_CONTRAST, *also))
 
 
 def _proves(frames: Sequence[Frame], *, where: str) -> bool:

@@ -79,13 +79,14 @@ def facts_of(elements: Elements, *, modality: str, spacing_from: str) -> dict[st
         spacing_from: Where the spacing was found; ``""`` where nowhere.
     """
     texts = tuple(map(elements.text, _KEYWORDS))
+    has_overlay = "OverlayRows" in elements
     has_agent = "ContrastBolusAgent" in elements or "ContrastBolusAgentSequence" in elements
-    return dict(_facts(texts, modality, spacing_from, has_agent, elements.transfer_syntax))
+    return dict(_facts(texts, modality, spacing_from, has_agent, has_overlay, elements.transfer_syntax))
 
 
 @functools.lru_cache(maxsize=256)
 def _facts(
-    texts: tuple[str, ...], modality: str, spacing_from: str, has_agent: bool, transfer_syntax: str
+    texts: tuple[str, ...], modality: str, spacing_from: str, has_agent: bool, has_overlay: bool, transfer_syntax: str
 ) -> Mapping[str, str | float]:
     """The files of a series say the same, so that one answer serves them all."""
     given = dict(zip(_KEYWORDS, texts, strict=True))
@@ -110,6 +111,8 @@ def _facts(
         facts["patient_age_years"] = min(round(int(age[1]) / _AGE_UNITS[age[2]], 2), _OLDEST_YEARS)
     if has_agent:
         facts["contrast"] = "yes"
+    if has_overlay:
+        facts["overlay"] = "yes"
     facts["burned_in"] = _YES_NO.get(given["BurnedInAnnotation"].upper(), "")
     if given["LossyImageCompression"] == "01" or transfer_syntax in _LOSSY_SYNTAXES:
         facts["lossy"] = "yes"

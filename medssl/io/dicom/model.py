@@ -35,6 +35,7 @@ FACTS = (
     "slice_thickness_mm",
     "contrast",  # "yes" where an agent is named
     "burned_in",  # "yes" or "no", where the file says so
+    "overlay",  # "yes" where drawings lie over the picture; they are not drawn into it
     "lossy",  # "yes" where the pixels were ever compressed with loss
     "spacing_from",  # "patient", "imager", "magnification" or "ultrasound region"
 )

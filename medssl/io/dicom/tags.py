@@ -157,10 +157,11 @@ IMAGE: Table = {
     0x52009230: ("PerFrameFunctionalGroupsSequence", "SQ"),
     0x70531000: ("PhilipsSUVScaleFactor", "DS"),
     0x70531009: ("PhilipsActivityScaleFactor", "DS"),
+    0x60000010: ("OverlayRows", "US"),
     0x7FE00001: ("ExtendedOffsetTable", "OV"),
     0x7FE00002: ("ExtendedOffsetTableLengths", "OV"),
 }
-"""Of images."""
+"""Of images; the first of the 16 possible overlays tells whether there are any."""
 
 REFERENCES: Table = {
     0x00081115: ("ReferencedSeriesSequence", "SQ"),

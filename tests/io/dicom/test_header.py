@@ -632,3 +632,10 @@ class TestRealFiles:
         for name in ("no_meta_group_length.dcm", "priv_SQ.dcm"):  # both are cut off
             assert outcomes.pop(name) == "E_HEADER"
         assert set(outcomes.values()) == {"image", "seg", "rtstruct"}
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+def test_an_overlay_is_a_fact(tmp_path, syntax):
+    assert "overlay" not in read_header(slice_with(tmp_path, syntax=syntax)).facts
+    path = slice_with(tmp_path, syntax=syntax, private=[(0x60000010, "US", 8), (0x60000011, "US", 8)])
+    assert read_header(path).facts["overlay"] == "yes"

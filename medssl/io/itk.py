@@ -88,7 +88,7 @@ def decode(
     elif layout.series == "outer":
         outer = chosen
     if min(len(inner), len(outer)) > 1:
-        raise CaseError(f"{path}: {count} volumes of several channels; choose one with volume.", code="E_NDIM")
+        raise CaseError(f"{path}: {count} volumes of several channels; choose one with --volume.", code="E_NDIM")
     voxels, warnings = _voxels(layout, payload, outer, path=path)
     x, y, z = layout.sizes
     array = voxels.reshape(len(outer), z, y, x, layout.inner)

@@ -38,6 +38,7 @@ _COLOURS = {128: 3, 2304: 4}
 _LIKE_MM = 1e-3
 _SHEAR_DEG = 1e-3
 _GZIP_LEVEL = 6
+_WORDS = {"data_type", "db_name", "intent_name", "descrip", "aux_file"}
 _GEOMETRY_FIELDS = (
     "dim",
     "pixdim",
@@ -85,7 +86,7 @@ def read(
     if is_vector:
         chosen = range(count)
     if samples > 1 and len(chosen) > 1:
-        raise CaseError(f"{path}: {count} volumes in colour; choose one with volume.", code="E_NDIM")
+        raise CaseError(f"{path}: {count} volumes in colour; choose one with --volume.", code="E_NDIM")
     is_pair = bytes(header["magic"])[:2] == b"ni"
     offset = _offset(header, path=path, is_pair=is_pair)
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize * samples
@@ -113,7 +114,7 @@ def read(
         geometry,
         f"nifti{_version(header)}",
         warnings + more + said + far,
-        nifti_header=header.binaryblock,
+        nifti_header=_without_words(header),
         data=voxels if is_pair else b"",
         volumes=1 if is_vector else count,
     )
@@ -303,6 +304,15 @@ def _scaled(
     for slab in slabs(array):
         scaled[..., slab] = array[..., slab].astype(np.float64) * slope + inter
     return scaled, ()
+
+
+def _without_words(header: Header) -> bytes:
+    """Bytes of the header, less the fields of free text, which may name a patient."""
+    kept = header.copy()
+    for field in _WORDS & set(kept.keys()):
+        kept[field] = b""
+    data: bytes = kept.binaryblock
+    return data
 
 
 def _like_header(raw: bytes, geometry: Geometry, *, path: Path) -> Header:

@@ -62,8 +62,8 @@ def chosen_volumes(count: int, *, volume: int | Literal["channels"] | None, path
         return range(count)
     if volume is None:
         raise CaseError(
-            f"{path}: holds {count} volumes, and one is read. Choose it with volume, 0 to {count - 1}, or take all as "
-            "channels with volume channels.",
+            f"{path}: holds {count} volumes, and one is read. Choose it with --volume, 0 to {count - 1}, or take all "
+            "as channels with --volume channels; in a scan, say --volumes all, middle or channels.",
             code="E_NDIM",
         )
     if not 0 <= volume < count:

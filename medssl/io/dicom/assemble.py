@@ -123,8 +123,13 @@ def _is_placed(header: Header) -> bool:
 
 def _may_leave_out(loose: Sequence[Header], placed: Sequence[Header], result: _Result) -> bool:
     """Files without position beside slices that have one: a screen save is left out, a slice refuses the series."""
-    look = {_look(header) for header in placed}
-    lost = [header.path for header in loose if _look(header) in look]
+    looks = {_look(header) for header in placed}
+    kinds = {header.facts.get("image_type") for header in placed}
+    lost = [
+        header.path
+        for header in loose
+        if _look(header) in looks and (header.facts.get("image_type") in kinds or not _is_derived(header))
+    ]
     if lost:
         paths = [header.path for header in (*loose, *placed)]
         result.refuse(
@@ -145,7 +150,11 @@ def _may_leave_out(loose: Sequence[Header], placed: Sequence[Header], result: _R
 def _look(header: Header) -> tuple[object, ...]:
     pixels = header.pixels
     shape = (pixels.rows, pixels.columns, pixels.samples) if pixels else ()
-    return header.modality, shape, header.facts.get("image_type")
+    return header.modality, shape
+
+
+def _is_derived(header: Header) -> bool:
+    return not {"DERIVED", "SECONDARY"}.isdisjoint(str(header.facts.get("image_type", "")).split("\\"))
 
 
 def _flat(loose: Sequence[Header], result: _Result) -> None:

@@ -75,7 +75,7 @@ def read_contours(path: Path, *, on: Geometry | None) -> Decoded:
     """
     if on is None:
         raise CaseError(
-            f"{path}: contours are filled on the grid of an image, and none was given. Give the image as `on`.",
+            f"{path}: contours are filled on the grid of an image, and none was given. Give the image with --on.",
             code="E_NEEDS_IMAGE",
         )
     with objects.parsing(path):

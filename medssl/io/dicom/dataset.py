@@ -119,8 +119,8 @@ class Elements:
                 return None
             try:
                 result = tuple(map(float, value.split("\\")))
-            except ValueError as error:
-                raise self._wrong(keyword) from error
+            except ValueError:
+                raise self._wrong(keyword) from None  # the cause quotes the value
             if "_" in value:
                 raise self._wrong(keyword)
         elif isinstance(value, tuple):

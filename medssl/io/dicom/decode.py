@@ -19,10 +19,11 @@ from jaxtyping import Shaped, UInt8
 from medssl.errors import GeometryError, ReadError
 from medssl.io import integrity
 from medssl.io.dicom import pixels
-from medssl.io.dicom.elements import DEFLATED, content, read_elements
+from medssl.io.dicom.elements import content, read_elements
 from medssl.io.dicom.model import Frame, Header, Item, Pixels, Stack
 from medssl.io.dicom.rescale import Scale, checked_scale, rescaled, signed_if_wrapped
-from medssl.io.dicom.units import SUV_TAGS, suv_factor, unit_of
+from medssl.io.dicom.tags import DEFLATED
+from medssl.io.dicom.units import SUV_TAGS, check_rescales, common_factor, unit_of
 from medssl.volume import Unit
 
 T = TypeVar("T")
@@ -118,24 +119,26 @@ def _volume(
 ) -> tuple[Shaped[np.ndarray, "c z y x"], Unit, tuple[str, ...]]:
     array, said = reading.stored(stack)
     warnings = list(said)
+    if any(_is_colour(_pixels(reading.headers[frame.path])) for frame in stack.frames):
+        return array if stack.places is None else _on_grid(array, stack), "arbitrary", tuple(warnings)
+    check_rescales(stack.frames)
     unit, said = unit_of(item, stack.frames)
     warnings.extend(said)
     scales = [_scale(frame, reading.headers[frame.path]) for frame in stack.frames]
     if item.modality == "CT":
-        array, said = signed_if_wrapped(array, fix=fix_signedness, path=path)
+        array, said = signed_if_wrapped(array, scales, fix=fix_signedness, path=path)
         warnings.extend(said)
         if said:
             scales = [_signed_padding(scale) for scale in scales]
     if item.modality == "PT":
-        factor = suv_factor(read_elements(stack.frames[0].path, also=SUV_TAGS))
+        factor = common_factor(read_elements(name, also=SUV_TAGS) for name in paths_of([stack]))
         if isinstance(factor, str):
             warnings.append(f"W_NO_SUV: the values are no SUV, since {factor}.")
         else:
             unit = "SUV"
             scales = [Scale(scale.slope * factor, scale.intercept * factor, scale.padding) for scale in scales]
-    if array.shape[0] == 1:
-        array, said = rescaled(array, scales, is_hu=unit == "HU")
-        warnings.extend(said)
+    array, said = rescaled(array, scales, is_hu=unit == "HU")
+    warnings.extend(said)
     if stack.places is not None:
         array = _on_grid(array, stack)
     return array, unit, tuple(warnings)
@@ -223,7 +226,7 @@ class _Canvas:
     """The array that pictures are put into, (C, Z, Y, X)."""
 
     def __init__(self, stack: Stack, kinds: Sequence[Pixels]) -> None:
-        is_colour = any(kind.samples == 3 or kind.photometric == "PALETTE COLOR" for kind in kinds)
+        is_colour = any(map(_is_colour, kinds))
         dtype = np.dtype(np.uint8) if is_colour else np.result_type(*{_dtype(kind) for kind in kinds})
         first = stack.frames[0]
         self._array = np.empty((3 if is_colour else 1, len(stack.frames), first.rows, first.columns), dtype)
@@ -349,6 +352,11 @@ def _on_grid(array: Shaped[np.ndarray, "c n y x"], stack: Stack) -> Shaped[np.nd
 def _pixels(header: Header) -> Pixels:
     assert header.pixels is not None  # noqa: S101  an image has pixels
     return header.pixels
+
+
+def _is_colour(kind: Pixels) -> bool:
+    """Whether the values are shades, which no rescale turns into a quantity."""
+    return kind.samples == 3 or kind.photometric == "PALETTE COLOR"
 
 
 def _dtype(kind: Pixels) -> np.dtype[Any]:

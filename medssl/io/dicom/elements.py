@@ -14,14 +14,8 @@ from isal.igzip_lib import IsalError
 from medssl.errors import ReadError
 from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.foreign import read_foreign
-from medssl.io.dicom.tags import IMAGE, META, Table
+from medssl.io.dicom.tags import BIG_ENDIAN, DEFLATED, EXPLICIT, IMAGE, IMPLICIT, META, NO_META, Table
 from medssl.io.dicom.walker import LONG_VRS, PIXELS, SHORT_VRS, MoreNeededError, StrangeError, Walker, as_read
-
-IMPLICIT = "1.2.840.10008.1.2"
-EXPLICIT = "1.2.840.10008.1.2.1"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-BIG_ENDIAN = "1.2.840.10008.1.2.2"
-NATIVE = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
 
 _HEAD_BYTES = 1 << 14
 _GROWTH = 16
@@ -33,7 +27,6 @@ _IMAGE, _META = as_read(IMAGE), as_read(META)
 _TOP = as_read(IMAGE | PIXELS)
 _VRS = SHORT_VRS | LONG_VRS
 _PROGRAM = "W_PREAMBLE: the file begins like a program; only its image is used. Do not run it."
-_NO_META = "W_NO_META: the file does not say how it is coded; that was told from its first element."
 
 
 def is_dicom(head: bytes) -> bool:
@@ -141,9 +134,11 @@ def _walk(data: bytes, path: Path, *, size: int, wanted: Table) -> Elements:
             raise MoreNeededError
         data = _inflate(data, pos, path)
         walker = Walker(data, size=len(data), path=path, nested=nested)
+    if not start and not _begins(data, "<"):
+        raise StrangeError
     is_implicit = data[pos + 4 : pos + 6] not in _VRS
     if not start or not syntax:
-        warnings += (_NO_META,)
+        warnings += (NO_META,)
         syntax = syntax or (IMPLICIT if is_implicit else EXPLICIT)
     if syntax == BIG_ENDIAN or (is_implicit != (syntax == IMPLICIT) and pos < walker.size):
         raise StrangeError

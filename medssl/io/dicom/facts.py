@@ -53,6 +53,11 @@ _MEASURED = (
     ("SliceThickness", "slice_thickness_mm"),
 )
 _LISTED = (("ScanningSequence", "scanning_sequence"), ("ImageType", "image_type"))
+_PRESENT = (
+    ("ContrastBolusAgent", "contrast"),
+    ("ContrastBolusAgentSequence", "contrast"),
+    ("OverlayRows", "overlay"),
+)
 _KEYWORDS = (
     "Manufacturer",
     *(keyword for keyword, _, _ in _CODED),
@@ -79,14 +84,13 @@ def facts_of(elements: Elements, *, modality: str, spacing_from: str) -> dict[st
         spacing_from: Where the spacing was found; ``""`` where nowhere.
     """
     texts = tuple(map(elements.text, _KEYWORDS))
-    has_overlay = "OverlayRows" in elements
-    has_agent = "ContrastBolusAgent" in elements or "ContrastBolusAgentSequence" in elements
-    return dict(_facts(texts, modality, spacing_from, has_agent, has_overlay, elements.transfer_syntax))
+    present = tuple(name for keyword, name in _PRESENT if keyword in elements)
+    return dict(_facts(texts, present, modality, spacing_from, elements.transfer_syntax))
 
 
 @functools.lru_cache(maxsize=256)
 def _facts(
-    texts: tuple[str, ...], modality: str, spacing_from: str, has_agent: bool, has_overlay: bool, transfer_syntax: str
+    texts: tuple[str, ...], present: tuple[str, ...], modality: str, spacing_from: str, transfer_syntax: str
 ) -> Mapping[str, str | float]:
     """The files of a series say the same, so that one answer serves them all."""
     given = dict(zip(_KEYWORDS, texts, strict=True))
@@ -109,10 +113,7 @@ def _facts(
     age = _AGE.fullmatch(given["PatientAge"])
     if age:
         facts["patient_age_years"] = min(round(int(age[1]) / _AGE_UNITS[age[2]], 2), _OLDEST_YEARS)
-    if has_agent:
-        facts["contrast"] = "yes"
-    if has_overlay:
-        facts["overlay"] = "yes"
+    facts |= dict.fromkeys(present, "yes")
     facts["burned_in"] = _YES_NO.get(given["BurnedInAnnotation"].upper(), "")
     if given["LossyImageCompression"] == "01" or transfer_syntax in _LOSSY_SYNTAXES:
         facts["lossy"] = "yes"

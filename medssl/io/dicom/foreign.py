@@ -9,7 +9,7 @@ from typing import Any
 
 from medssl.errors import ReadError
 from medssl.io.dicom.dataset import TEXT, Elements, PixelData, Value, convert
-from medssl.io.dicom.tags import META, Table
+from medssl.io.dicom.tags import BIG_ENDIAN, EXPLICIT, IMPLICIT, META, NO_META, Table
 from medssl.io.dicom.walker import LONG_VRS, PIXELS, UNDEFINED
 
 _DEEPEST = 16
@@ -38,9 +38,10 @@ def read_foreign(data: bytes, *, path: Path, wanted: Table) -> Elements:
         meta = _values(dataset.file_meta, path=path, wanted=META, depth=0)
         pixels = _pixels(file, big=little is False, implicit=bool(implicit))
     syntax = meta.pop("TransferSyntaxUID", "")
-    return Elements(
-        path, meta | values, transfer_syntax=syntax if isinstance(syntax, str) else "", pixels=pixels, size=len(data)
-    )
+    warnings: tuple[str, ...] = ()
+    if not isinstance(syntax, str) or not syntax:
+        syntax, warnings = IMPLICIT if implicit else EXPLICIT if little else BIG_ENDIAN, (NO_META,)
+    return Elements(path, meta | values, transfer_syntax=syntax, pixels=pixels, size=len(data), warnings=warnings)
 
 
 def _values(dataset: Any, *, path: Path, wanted: Table, depth: int) -> dict[str, Value]:

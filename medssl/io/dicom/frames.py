@@ -314,7 +314,7 @@ def _private_diffusion(found: Traits, elements: Elements) -> None:
 
 
 def _unsure(elements: Elements, keyword: str) -> Vector:
-    """Numbers of a private element; none where it holds something else, since its meaning is not certain."""
+    """Numbers of an element; none where it holds something else."""
     if keyword not in elements.values:
         return ()
     try:
@@ -324,7 +324,8 @@ def _unsure(elements: Elements, keyword: str) -> Vector:
 
 
 def _add(found: Traits, elements: Elements, keyword: str, name: str) -> None:
-    numbers = elements.numbers(keyword)
+    """Add a trait; one that cannot be read tells nothing apart, and no grid depends on it."""
+    numbers = _unsure(elements, keyword)
     if numbers:
         found[name] = float(numbers[0]) if len(numbers) == 1 else _rounded(numbers)
 

@@ -19,6 +19,8 @@ _ORIENTATION_TOLERANCE = 1e-3
 _SPACING_TOLERANCE = 1e-4
 _MAIN_SLICES = 4
 _ODD = (
+    (0, "E_AMBIGUOUS_STACK", "FrameOfReferenceUID"),
+    (1, "E_AMBIGUOUS_STACK", "Modality"),
     (2, "E_IOP", "directions"),
     (3, "E_MIXED_SHAPE", "Rows and Columns"),
     (4, "E_MIXED_SPACING", "PixelSpacing"),
@@ -70,7 +72,8 @@ def unmixed(groups: Sequence[Group]) -> tuple[list[Group], list[tuple[set[Path],
         groups: Of one series.
 
     Returns:
-        Sound groups, the largest first, and files with the reason: E_IOP, E_MIXED_SHAPE or E_MIXED_SPACING.
+        Sound groups, the largest first, and files with the reason: E_IOP, E_MIXED_SHAPE, E_MIXED_SPACING or
+            E_AMBIGUOUS_STACK.
     """
     refused: list[tuple[set[Path], GeometryError]] = []
     left = sorted(groups, key=lambda group: -len(group.frames))
@@ -104,7 +107,7 @@ def without_lone(groups: Sequence[Group]) -> tuple[list[Group], list[tuple[Path,
         return list(groups), []
     lone = [group.frames[0].path for group in groups if len(group.frames) == 1]
     return [group for group in groups if len(group.frames) > 1], [
-        (path, f"W_LOCALIZER: {path.name} is a lone slice of another orientation or matrix; it is left out.")
+        (path, f"W_LOCALIZER: {path.name} is a lone slice of another orientation, matrix or place; it is left out.")
         for path in lone
     ]
 
@@ -138,10 +141,11 @@ def _clusters(
 def _fault(main: Group, other: Group) -> tuple[int, str, str] | None:
     """What sets two groups apart that belong together; None where they are images of their own."""
     differing = [k for k, (one, two) in enumerate(zip(main.key, other.key, strict=True)) if one != two]
-    fault = next((odd for odd in _ODD if odd[0] == differing[0]), None)
-    if fault is None:
+    fault = next(odd for odd in _ODD if odd[0] == differing[0])
+    is_lone = len(other.frames) == 1
+    if fault[1] == "E_AMBIGUOUS_STACK" and not is_lone:
         return None
-    is_lone_spacing = fault[1] == "E_MIXED_SPACING" and len(other.frames) == 1
+    is_lone_spacing = fault[1] == "E_MIXED_SPACING" and is_lone
     return fault if is_lone_spacing or _is_one_stack(main, other) else None
 
 

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 from medssl.errors import ReadError
 from medssl.io.dicom.dataset import Elements
-from medssl.io.dicom.elements import DEFLATED, NATIVE, read_elements
+from medssl.io.dicom.elements import read_elements
 from medssl.io.dicom.facts import facts_of
 from medssl.io.dicom.frames import several, single
 from medssl.io.dicom.model import Frame, Header, Kind, Pixels, Token
 from medssl.io.dicom.mosaic import is_mosaic, tiles
 from medssl.io.dicom.spacing import pixel_spacing
-from medssl.io.dicom.tags import REFERENCES
-from medssl.io.dicom.terms import MODALITIES, known
+from medssl.io.dicom.tags import DEFLATED, NATIVE, REFERENCES
+from medssl.io.dicom.terms import MODALITIES, PHOTOMETRICS, known
 
 _SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 _CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -258,6 +258,8 @@ def _pixels(elements: Elements) -> Pixels:
     high = elements.integer("HighBit")
     high = stored - 1 if high is None else high
     photometric = elements.text("PhotometricInterpretation").upper() or "MONOCHROME2"
+    if known(photometric, PHOTOMETRICS) == "OTHER" and _CS.fullmatch(photometric):
+        photometric = "OTHER"
     if (
         frames < 1
         or samples not in {1, 3}
@@ -286,7 +288,7 @@ def _pixels(elements: Elements) -> Pixels:
         planar=_whole(elements, "PlanarConfiguration"),
         offset=0 if found is None else found.offset,
         length=0 if found is None else found.length,
-        padding=_padding(elements, signed=signed, bits=allocated),
+        padding=_padding(elements, signed=signed, bits=allocated, kind=keyword.removesuffix("PixelData")),
     )
     return _checked(pixels, elements)
 
@@ -341,15 +343,17 @@ def _refuse_lie(expected: int, limit: int, size: int, path: Path) -> None:
         )
 
 
-def _padding(elements: Elements, *, signed: bool, bits: int) -> tuple[int, int] | None:
+def _padding(elements: Elements, *, signed: bool, bits: int, kind: str) -> tuple[float, float] | None:
     """Range of stored values that stand for no data; the sign is that of the pixels, whatever the element says."""
-    ends = []
+    ends: list[float] = []
     for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
-        value = elements.values.get(keyword)
-        if isinstance(value, int):
+        value = elements.values.get(kind + keyword)
+        if isinstance(value, float):
+            ends.append(value)
+        elif isinstance(value, int):
             value %= 1 << bits
             ends.append(value - (1 << bits) if signed and value >> (bits - 1) else value)
-    if not ends or "PixelPaddingValue" not in elements.values:
+    if not ends or f"{kind}PixelPaddingValue" not in elements.values:
         return None
     return min(ends), max(ends)
 

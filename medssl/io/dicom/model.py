@@ -37,7 +37,7 @@ FACTS = (
     "burned_in",  # "yes" or "no", where the file says so
     "overlay",  # "yes" where drawings lie over the picture; they are not drawn into it
     "lossy",  # "yes" where the pixels were ever compressed with loss
-    "spacing_from",  # "patient", "imager", "magnification" or "ultrasound region"
+    "spacing_from",  # "patient", "imager", "magnification", "ultrasound region" or "scanner"
 )
 
 
@@ -77,7 +77,7 @@ class Pixels:
     planar: int = 0
     offset: int = 0
     length: int | None = None
-    padding: tuple[int, int] | None = None
+    padding: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from medssl import codecs
 from medssl.errors import ReadError
 from medssl.io import integrity
 from medssl.io.dicom.dataset import Elements
-from medssl.io.dicom.elements import BIG_ENDIAN, content, parse
+from medssl.io.dicom.elements import content, parse
 from medssl.io.dicom.model import Pixels
+from medssl.io.dicom.tags import BIG_ENDIAN
 from medssl.io.dicom.terms import PHOTOMETRICS, known
 
 Picture = Shaped[np.ndarray, "y x"] | Shaped[np.ndarray, "y x 3"]
@@ -95,6 +96,8 @@ def native(
             code="E_PIXEL_LENGTH",
         )
     raw = data[pixels.offset + begin : pixels.offset + end]
+    if _is_in_words(data, pixels):
+        raw = _out_of_words(data, pixels.offset, begin, end)
     if pixels.bits_allocated == 1:
         single = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")[skip : skip + bits]
         return single.reshape(pixels.rows, pixels.columns)
@@ -177,6 +180,8 @@ def finished(
         return _eight_bits(picture, pixels)
     declared = codecs.precision(piece) if piece else None
     grey = _significant(picture, pixels, depth=declared[0] if declared else None)
+    if pixels.padding is not None and not declared and picture.dtype.kind == "u":
+        grey = _with_padding(grey, picture, pixels)
     if palette is None:
         return grey
     colour: Picture = palette[np.clip(grey, 0, len(palette) - 1)]
@@ -232,6 +237,19 @@ def _palette_column(elements: Elements, colour: str, *, path: Path) -> UInt8[np.
     return np.concatenate([np.full(first, column[0]), column])
 
 
+def _is_in_words(data: Bytes, pixels: Pixels) -> bool:
+    """Whether values of 8 bits lie in big-endian words of 16, so that neighbours have changed places."""
+    is_eight = pixels.transfer_syntax == BIG_ENDIAN and pixels.bits_allocated == 8
+    return is_eight and bytes(data[pixels.offset - 8 : pixels.offset - 6]) == b"OW"  # in front of an explicit length
+
+
+def _out_of_words(data: Bytes, offset: int, begin: int, end: int) -> bytes:
+    first = begin - begin % 2
+    words = bytearray(data[offset + first : offset + end + end % 2])
+    words[0 : len(words) // 2 * 2 : 2], words[1::2] = words[1::2], words[0 : len(words) // 2 * 2 : 2]
+    return bytes(words[begin - first : end - first])
+
+
 def _check_photometric(pixels: Pixels, *, path: Path) -> None:
     readable = _GREY if pixels.samples == 1 else _RGB | _YBR
     if pixels.samples not in {1, 3} or pixels.photometric not in readable:
@@ -240,10 +258,28 @@ def _check_photometric(pixels: Pixels, *, path: Path) -> None:
             "grey, palette, RGB and full-range YBR are read. Export it in one of these.",
             code="E_PHOTOMETRIC",
         )
+    if pixels.photometric == "YBR_FULL_422" and pixels.length is not None and pixels.columns % 2:
+        raise ReadError(
+            f"{path}: colour shared by pairs of pixels in rows of {pixels.columns}; an even number is needed. "
+            "Export it as RGB.",
+            code="E_PHOTOMETRIC",
+        )
     if pixels.bits_allocated not in ({1, 8, 16, 32, 64} if pixels.samples == 1 else {8, 16}):
         raise ReadError(
             f"{path}: {pixels.bits_allocated} bits a value are not read. Export it with 8 or 16 bits.", code="E_TAG"
         )
+
+
+def _with_padding(
+    grey: Shaped[np.ndarray, "y x"], picture: Shaped[np.ndarray, "y x"], pixels: Pixels
+) -> Shaped[np.ndarray, "y x"]:
+    """Padding whose value needs more than the stored bits is kept whole, for masking would make tissue of it."""
+    low, high = pixels.padding or (0, 0)
+    bits = pixels.bits_stored - pixels.is_signed
+    if -(pixels.is_signed << bits) <= low and high < 1 << bits:
+        return grey
+    whole = picture.view(grey.dtype)
+    return np.where((whole >= low) & (whole <= high), whole, grey)
 
 
 def _shaped(flat: Shaped[np.ndarray, " n"], pixels: Pixels) -> Picture:

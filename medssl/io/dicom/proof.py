@@ -246,13 +246,13 @@ def _uneven(height: _Array, *, where: str) -> tuple[GeometryError, int]:
         listed = ", ".join(f"{height[0] + unit * k:.2f}" for k in missing[:_LISTED])
         more = ", ..." if len(missing) > _LISTED else ""
         return GeometryError(
-            f"{where}: {len(missing)} of {slices} slices are missing, at {listed}{more} mm along the normal (step "
-            f"{unit:.4g} mm). Export them again, or read with regularise to interpolate them.",
+            f"{where}: {len(missing)} of {slices} slices missing, at {listed}{more} mm along the normal (step "
+            f"{unit:.4g} mm). Export them again, or read with --regularise to interpolate them.",
             code="E_MISSING_SLICE",
         ), slices
     return GeometryError(
         f"{where}: slice distances vary from {steps.min():.4g} to {steps.max():.4g} mm over {height.size} slices; one "
-        "distance is needed. Read with regularise to resample, or drop the series.",
+        "distance is needed. Read with --regularise to resample, or drop the series.",
         code="E_NONUNIFORM",
     ), round((height[-1] - height[0]) / float(steps.min())) + 1
 

@@ -18,6 +18,7 @@ from medssl.io.source import Decoded
 from medssl.io.values import checked_grid
 
 _MOST_NAMED = 8
+_ENDINGS = (".dcm", ".dicom", ".ima")
 _IGNORED = {"E_FORMAT", "E_NOT_IMAGE"}
 
 
@@ -78,7 +79,19 @@ def stacks(path: Path, *, regularise: bool = False) -> Assembly:
     Raises:
         ReadError: for files that cannot be read.
     """
-    return assemble(list(_headers(_files(path), is_given=not path.is_dir()).values()), regularise=regularise)
+    headers, broken = _headers(_files(path), is_given=not path.is_dir())
+    return assemble(list(headers.values()), regularise=regularise, broken=broken)
+
+
+def named_alike(strangers: Iterable[Path], images: Iterable[Path]) -> list[Path]:
+    """Files that are no DICOM and lie beside DICOM files, named like them: damaged slices, as far as one can tell.
+
+    Args:
+        strangers: Files that are no DICOM.
+        images: Files that are.
+    """
+    known = {(path.parent, ending) for path in images for ending in (_ending(path), *_ENDINGS)}
+    return [path for path in strangers if (path.parent, _ending(path)) in known]
 
 
 def kind(path: Path) -> Kind:
@@ -121,8 +134,8 @@ class _Found:
 def _find(path: Path, *, volume: int | Literal["channels"] | None, regularise: bool) -> _Found:
     if path.is_file() and series_list.is_list(integrity.read_bytes(path, most=len(integrity.SERIES_LIST_START))):
         return _listed(path, volume=volume, regularise=regularise)
-    headers = _headers(_files(path), is_given=not path.is_dir())
-    assembly = assemble(list(headers.values()), regularise=regularise)
+    headers, broken = _headers(_files(path), is_given=not path.is_dir())
+    assembly = assemble(list(headers.values()), regularise=regularise, broken=broken)
     pairs = [(item, stack) for item in assembly.items for stack in item.stacks]
     if assembly.refused:
         raise assembly.refused[0][1]
@@ -153,7 +166,7 @@ def _listed(path: Path, *, volume: int | Literal["channels"] | None, regularise:
     volumes = series_list.read_list(path)
     wanted = [volumes[index] for index in _picked([one.what for one in volumes], volume, path=path)]
     files = dict.fromkeys(name for one in wanted for name in one.paths)
-    headers = _headers(files, is_given=True)
+    headers, _ = _headers(files, is_given=True)
     assembly = assemble(list(headers.values()), regularise=regularise)
     if assembly.refused:
         raise assembly.refused[0][1]
@@ -219,13 +232,22 @@ def _files(path: Path) -> Iterable[Path]:
     return (path,)
 
 
-def _headers(files: Iterable[Path], *, is_given: bool) -> dict[Path, Header]:
-    """Headers by file; what lies in a folder beside the images is passed over."""
-    headers = {}
+def _headers(files: Iterable[Path], *, is_given: bool) -> tuple[dict[Path, Header], list[Path]]:
+    """Headers by file, and what may be damaged slices; what else lies in a folder beside the images is passed over."""
+    headers: dict[Path, Header] = {}
+    strangers: list[Path] = []
     for file in files:
         try:
             headers[file] = read_header(file)
         except ReadError as error:
             if is_given or error.code not in _IGNORED:
                 raise
-    return headers
+            if error.code == "E_FORMAT":
+                strangers.append(file)
+    return headers, named_alike(strangers, headers)
+
+
+def _ending(path: Path) -> str:
+    """Suffix in lower case; numbers, which end UIDs, count as none."""
+    suffix = path.suffix.lower()
+    return "" if suffix[1:].isdigit() else suffix

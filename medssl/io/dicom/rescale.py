@@ -34,7 +34,7 @@ class Scale:
 
     slope: float = 1.0
     intercept: float = 0.0
-    padding: tuple[int, int] | None = None
+    padding: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Values:
     padding: tuple[float, float] = (0.0, 0.0)
 
 
-def checked_scale(slope: float, intercept: float, padding: tuple[int, int] | None, *, path: Path) -> Scale:
+def checked_scale(slope: float, intercept: float, padding: tuple[float, float] | None, *, path: Path) -> Scale:
     """Scale of a frame.
 
     Raises:
@@ -63,12 +63,13 @@ def checked_scale(slope: float, intercept: float, padding: tuple[int, int] | Non
 
 
 def signed_if_wrapped(
-    array: Shaped[np.ndarray, "c z y x"], *, fix: bool, path: Path
+    array: Shaped[np.ndarray, "c z y x"], scales: Sequence[Scale], *, fix: bool, path: Path
 ) -> tuple[Shaped[np.ndarray, "c z y x"], tuple[str, ...]]:
     """Find values of 16 bits that are signed and labelled unsigned: all near 0 or near 65536, nothing between.
 
     Args:
         array: Stored values of a CT, which has no values that far apart.
+        scales: One a frame; padding says nothing about the sign.
         fix: Take them as signed; else they are refused.
         path: For messages.
 
@@ -79,6 +80,8 @@ def signed_if_wrapped(
         return array, ()
     if ((array >= _LOW_QUARTER) & (array < _HIGH_QUARTER)).any():
         return array, ()
+    if not any(_is_high(array[:, z], scale.padding) for z, scale in enumerate(scales)):
+        return array, ()
     if not fix:
         raise ReadError(
             f"{path}: stored values up to {int(array.max())} with none from {_LOW_QUARTER} to {_HIGH_QUARTER - 1} are "
@@ -86,6 +89,12 @@ def signed_if_wrapped(
             code="E_SIGNEDNESS",
         )
     return array.view(np.int16), ("W_SIGNEDNESS: values labelled unsigned were taken as signed.",)
+
+
+def _is_high(stored: np.ndarray[Any, Any], padding: tuple[float, float] | None) -> bool:
+    """Whether a frame has values near 65536 that are no padding."""
+    high = stored[stored >= _HIGH_QUARTER]
+    return bool((high if padding is None else high[(high < padding[0]) | (high > padding[1])]).size)
 
 
 def rescaled(

@@ -47,7 +47,7 @@ def is_list(head: bytes) -> bool:
 
 
 def write_list(item: Item, path: Path) -> None:
-    """Write the list of an image, readable by its owner only.
+    """Write the list of an image, readable by its owner only, unless it is there already.
 
     Args:
         item: The image.
@@ -69,9 +69,12 @@ def write_list(item: Item, path: Path) -> None:
         ],
     }
     text = json.dumps(content, separators=(",", ":"))
+    payload = text.encode("utf-8", "surrogateescape")
+    if path.is_file() and path.read_bytes() == payload:
+        return
     with atomic_path(path) as temporary:
         temporary.touch(mode=0o600)
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_bytes(payload)
 
 
 def read_list(path: Path) -> tuple[Listed, ...]:

@@ -19,21 +19,11 @@ from medssl.errors import GeometryError
 from medssl.io.dicom.model import Frame, Stack
 from medssl.io.dicom.proof import axes, heights, prove, same_place_mm
 
-_TRAITS = (
-    "stack",
-    "echo",
-    "b_value",
-    "time_point",
-    "phase",
-    "image_type",
-    "trigger_ms",
-    "acquisition",
-    "direction",
-)
-_LAST_TRAITS = ("rescale", "file")
 _CONTRAST = ("echo", "b_value")
 _SETTINGS = ("echo_time_ms", "inversion_time_ms", "flip_angle_deg", "kvp")
-_TELLING = (*_CONTRAST, *_SETTINGS, "stack", "time_point", "phase", "image_type")
+_TELLING = ("stack", *_CONTRAST, "time_point", "phase", "image_type", *_SETTINGS)
+_TRAITS = (*_TELLING, "trigger_ms", "acquisition", "direction")
+_LAST_TRAITS = ("rescale", "file")
 _MOST_TRAITS = 3
 _FEWEST_SLICES = 3
 _BESIDE_MM = 0.05
@@ -47,6 +37,10 @@ _WORDS = {
     "trigger_ms": "trigger {} ms",
     "acquisition": "acquisition {}",
     "image_type": "type {}",
+    "echo_time_ms": "echo time {} ms",
+    "inversion_time_ms": "inversion time {} ms",
+    "flip_angle_deg": "flip angle {} degrees",
+    "kvp": "{} kVp",
 }
 
 Value = str | float | None
@@ -156,6 +150,9 @@ def _by_traits(frames: Sequence[Frame], *, where: str) -> list[_Part]:
 
     Groups of other places count when each proves alone; groups that lack a few places of the others count as volumes
     with slices missing, as long as they are not mere repeats.
+
+    Raises:
+        GeometryError: E_AMBIGUOUS_STACK, if telling traits give other whole volumes as well.
     """
     names = _varying(frames)
     settings = [name for name in names if name in _SETTINGS]
@@ -172,6 +169,7 @@ def _by_traits(frames: Sequence[Frame], *, where: str) -> list[_Part]:
                 continue
             sets = [{place[id(frame)] for frame in part.frames} for part in parts]
             if all(found == sets[0] for found in sets):
+                _check_rivals(frames, parts, [name for name in names if name in _TELLING], size, where=where)
                 return parts
             counts = [len(part.frames) for part in parts]
             if min(counts) >= _FEWEST_SLICES and all(_proves(part.frames, where=where) for part in parts):
@@ -182,6 +180,19 @@ def _by_traits(frames: Sequence[Frame], *, where: str) -> list[_Part]:
             if not lacking and (complete >= 2 or 2 * min(counts) >= max(counts)) and max(counts) > 1:
                 lacking = parts
     return lacking
+
+
+def _check_rivals(
+    frames: Sequence[Frame], parts: Sequence[_Part], telling: Sequence[str], size: int, *, where: str
+) -> None:
+    """Raise if as many telling traits sort the frames into as many whole volumes, but others."""
+    places = _places(frames, where=where)
+    own = {frozenset(map(id, part.frames)) for part in parts}
+    for chosen in itertools.combinations(telling, size):
+        if _one_a_place([tuple(_value(frame, name) for name in chosen) for frame in frames], places):
+            rival = {frozenset(map(id, part.frames)) for part in _parts(frames, chosen)}
+            if len(rival) == len(own) and rival != own:
+                raise _ambiguous(frames, where=where)
 
 
 def _one_a_place(keys: Sequence[tuple[Value, ...]], places: Sequence[int]) -> bool:

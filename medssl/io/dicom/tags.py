@@ -5,6 +5,13 @@ Nothing else leaves a file. Private elements bear the maker in their name; they 
 
 from __future__ import annotations
 
+IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+NATIVE = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
+NO_META = "W_NO_META: the file does not say how it is coded; that was told from its first element."
+
 Table = dict[int, tuple[str, str]]
 
 META: Table = {
@@ -115,6 +122,10 @@ IMAGE: Table = {
     0x00280103: ("PixelRepresentation", "US"),
     0x00280120: ("PixelPaddingValue", "US"),
     0x00280121: ("PixelPaddingRangeLimit", "US"),
+    0x00280122: ("FloatPixelPaddingValue", "FL"),
+    0x00280123: ("DoubleFloatPixelPaddingValue", "FD"),
+    0x00280124: ("FloatPixelPaddingRangeLimit", "FL"),
+    0x00280125: ("DoubleFloatPixelPaddingRangeLimit", "FD"),
     0x00280301: ("BurnedInAnnotation", "CS"),
     0x00281052: ("RescaleIntercept", "DS"),
     0x00281053: ("RescaleSlope", "DS"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from medssl.errors import ReadError
 from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.model import Frame, Item
 from medssl.io.dicom.tags import Table
@@ -23,7 +24,7 @@ _DATE_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(?:(\d\d)(?:(\d\d)(?:\.(\d{1,
 
 
 def unit_of(item: Item, frames: Sequence[Frame]) -> tuple[Unit, tuple[str, ...]]:
-    """HU for CT that is rescaled to it, else arbitrary; and a warning for CT without a rescale.
+    """HU for CT that is rescaled to it, else arbitrary; and a warning for CT that is not in HU.
 
     Args:
         item: The image.
@@ -34,9 +35,36 @@ def unit_of(item: Item, frames: Sequence[Frame]) -> tuple[Unit, tuple[str, ...]]
     if not all(frame.has_rescale for frame in frames):
         return "arbitrary", ("W_NO_RESCALE: a CT without rescale slope and intercept; its values are not HU.",)
     is_localizer = "LOCALIZER" in str(item.facts.get("image_type", "")).upper().split("\\")
-    if is_localizer or not {frame.rescale_type for frame in frames} <= _HU_TYPES:
+    if is_localizer:
         return "arbitrary", ()
+    if not {frame.rescale_type for frame in frames} <= _HU_TYPES:
+        return "arbitrary", ("W_NOT_HU: the header gives the values of this CT another unit than HU.",)
     return "HU", ()
+
+
+def check_rescales(frames: Sequence[Frame]) -> None:
+    """Whether the values of all slices are of one kind after their rescale.
+
+    Args:
+        frames: Of one volume.
+
+    Raises:
+        ReadError: E_RESCALE, if some have a rescale or a type of it that others lack.
+    """
+    kinds = {(frame.has_rescale, frame.rescale_type or "HU"): frame for frame in frames}
+    if len(kinds) > 1 and any((frame.slope, frame.intercept) != (1, 0) for frame in frames):
+        odd = min(kinds.values(), key=lambda frame: (frame.has_rescale, str(frame.path)))
+        raise ReadError(
+            f"{odd.path}: other slices of its volume have another rescale, or a rescale type that it lacks; all need "
+            "one kind. Export the series again.",
+            code="E_RESCALE",
+        )
+
+
+def common_factor(slices: Iterable[Elements]) -> float | str:
+    """As :func:`suv_factor`, for all files of a volume."""
+    found = {suv_factor(elements) for elements in slices}
+    return found.pop() if len(found) == 1 else "its slices do not agree on unit, dose, weight or times"
 
 
 def suv_factor(elements: Elements) -> float | str:

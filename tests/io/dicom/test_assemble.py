@@ -104,7 +104,7 @@ def test_result_does_not_depend_on_the_order_of_the_headers() -> None:
 def test_missing_slice_names_its_place() -> None:
     found = assemble(headers([frame(k) for k in (0, 1, 3, 4)]))
     assert codes(found) == ["E_MISSING_SLICE"]
-    assert "1 of 5 slices are missing, at 34.00 mm" in found.refused[0][1].message
+    assert "1 of 5 slices missing, at 34.00 mm" in found.refused[0][1].message
 
 
 def test_regularise_puts_a_gap_on_a_regular_grid() -> None:

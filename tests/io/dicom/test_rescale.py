@@ -117,9 +117,9 @@ def test_a_slope_of_zero_is_refused(slope, intercept):
 def test_signed_values_under_an_unsigned_label_are_found():
     array = stack([0, 3000, 65536 - 1000]).copy()
     with pytest.raises(ReadError, match="fix_signedness") as caught:
-        signed_if_wrapped(array, fix=False, path=Path("a.dcm"))
+        signed_if_wrapped(array, [Scale()], fix=False, path=Path("a.dcm"))
     assert caught.value.code == "E_SIGNEDNESS"
-    fixed, [warning] = signed_if_wrapped(array, fix=True, path=Path("a.dcm"))
+    fixed, [warning] = signed_if_wrapped(array, [Scale()], fix=True, path=Path("a.dcm"))
     assert fixed.ravel().tolist() == [0, 3000, -1000]
     assert warning.startswith("W_SIGNEDNESS")
 
@@ -127,6 +127,6 @@ def test_signed_values_under_an_unsigned_label_are_found():
 @pytest.mark.parametrize("values", [[0, 3000, 4000], [0, 30000, 65000]])
 def test_unsigned_values_are_left(values):
     array = stack(values)
-    assert signed_if_wrapped(array, fix=True, path=Path("a.dcm")) == (array, ())
+    assert signed_if_wrapped(array, [Scale()], fix=True, path=Path("a.dcm")) == (array, ())
     signed = array.astype(np.int32)
-    assert signed_if_wrapped(signed, fix=True, path=Path("a.dcm"))[0] is signed
+    assert signed_if_wrapped(signed, [Scale()], fix=True, path=Path("a.dcm"))[0] is signed

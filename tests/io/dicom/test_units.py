@@ -98,7 +98,6 @@ def item(modality="CT", **facts):
     [
         (item(), [frame(), frame()], "HU"),
         (item(), [frame(rescale_type="")], "HU"),
-        (item(), [frame(), frame(rescale_type="US")], "arbitrary"),
         (item(image_type="ORIGINAL\\PRIMARY\\LOCALIZER"), [frame()], "arbitrary"),
         (item("MR"), [frame()], "arbitrary"),
         (item("PT"), [frame()], "arbitrary"),
@@ -106,6 +105,11 @@ def item(modality="CT", **facts):
 )
 def test_only_ct_rescaled_to_it_is_hu(image, frames, unit):
     assert unit_of(image, frames) == (unit, ())
+
+
+def test_ct_in_another_unit_says_so():
+    unit, [warning] = unit_of(item(), [frame(), frame(rescale_type="US")])
+    assert (unit, warning.split(":")[0]) == ("arbitrary", "W_NOT_HU")
 
 
 def test_ct_without_a_rescale_says_so():

@@ -70,9 +70,11 @@ def unpack(path: Path, into: Path) -> list[tuple[Path, Path]]:
 
     Raises:
         ReadError: E_ARCHIVE for a damaged archive, or a member that is a link, a device or leads out; E_BOMB for one
-            of more than 200,000 members, 200 GiB, or 200 times its own size.
+            of more than 200,000 members, 200 GiB, or 200 times its own size; E_MISSING and the like where the archive
+            cannot be opened.
         EnvironmentFaultError: if the disk is full or the folder may not be written.
     """
+    integrity.read_into(bytearray(1), path)  # refuses what is missing, forbidden, or no regular file
     state = path.stat()
     name = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode("utf-8", "surrogateescape")
     target = into / hashlib.blake2b(name, digest_size=8).hexdigest()

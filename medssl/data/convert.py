@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from medssl import io
+from medssl.data.archive import is_archive
 from medssl.data.reading import Reading, read_image
-from medssl.errors import ConfigError, MedSSLError
+from medssl.errors import ConfigError, MedSSLError, ReadError
 from medssl.volume import Volume
 
 _NO_CHOICE = {"E_SEVERAL", "E_NDIM"}
@@ -29,7 +30,7 @@ def convert(
     Args:
         item: DICOM file, folder of one series or series list; NIfTI, MHA, NRRD or picture.
         out: ``.nii``, ``.nii.gz``, ``.mha`` or ``.nrrd`` for one volume; a name without such an ending is a folder for
-            ``volume_000.nii.gz`` and those that follow.
+            ``volume_000.nii.gz`` and those that follow; colours, which NIfTI is not written with, become ``.mha``.
         label: Whether it is a label map, a DICOM-SEG or an RTSTRUCT.
         on: Image that the label map lies on; needed for contours.
         reading: Which volume, and how it is read.
@@ -44,17 +45,21 @@ def convert(
         CaseError: E_SEVERAL or E_NDIM, if there are several volumes, none was chosen, and ``out`` is one file.
         ConfigError: E_OVERWRITE, if a file would take the place of what it is made from.
     """
-    if io.is_image(out):
-        targets = {out: reading}
-    else:
-        choices = _choices(item, label=label, on=on, reading=reading)
-        targets = {out / f"volume_{place:03d}.nii.gz": choice for place, choice in enumerate(choices)}
-    for target, choice in targets.items():
-        _check_target(target, item, on)
+    if is_archive(item):
+        raise ReadError(
+            f"{item}: is an archive, and one image is converted. Unpack it first, or scan it.", code="E_FORMAT"
+        )
+    is_file = io.is_image(out)
+    written = []
+    for place, choice in enumerate([reading] if is_file else _choices(item, label=label, on=on, reading=reading)):
         volume, source = read_item(item, label=label, on=on, reading=choice)
+        suffix = ".nii.gz" if volume.array.shape[0] == 1 else ".mha"
+        target = out if is_file else out / f"volume_{place:03d}{suffix}"
+        _check_target(target, item, on)
         if not dry_run:
             io.write_volume(volume, target, like=source if source.nifti_header is not None else None)
-    return list(targets)
+        written.append(target)
+    return written
 
 
 def read_item(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from medssl import explain
 from medssl.errors import ExitCode
 from medssl.geometry import Geometry
 from medssl.report.words import grid_in_words
 
-Kind = Literal["image", "label", "refused", "ignored"]
+Kind = Literal["image", "label", "refused", "ignored", "unread"]
 
 _MOST_LISTED = 16
+_MOST_IN_FULL = 6
+_MOST_SHORT = 40
+_MOST_NAMED = 3
+_COPY = "a copy of "
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Finding:
 
     Args:
         name: Path as given, or the series of a folder.
-        kind: What it is to medssl.
+        kind: What it is to medssl; ``unread`` where there were too many to look at.
         format: As in :class:`medssl.io.Source`.
         files: How many files it takes.
         order: How its slices were put in order.
@@ -79,7 +86,7 @@ class Diagnosis:
 
     Args:
         path: As given.
-        findings: Images first, then what was refused, then what was ignored.
+        findings: Images first, then what was refused, then what was ignored or not looked at.
     """
 
     path: Path
@@ -99,15 +106,33 @@ class Diagnosis:
         """All of it, ready for JSON."""
         return {"path": str(self.path), "findings": [_as_dict(finding) for finding in self.findings]}
 
-    def text(self) -> str:
-        """All of it, to be read by people."""
-        usable, refused, ignored = self.of("image", "label"), self.of("refused"), self.of("ignored")
-        blocks = ["\n".join(_lines(finding)) for finding in (*usable, *refused)]
-        if len(self.findings) > 1:
-            counts = f"{len(usable)} to read, {len(refused)} refused, {len(ignored)} ignored"
-            blocks.insert(0, f"{self.path}: {counts}")
-        blocks += _ignored_blocks(ignored)
+    def text(self, *, in_full: bool = False) -> str:
+        """All of it, to be read by people.
+
+        Args:
+            in_full: Tell all of every image, however many there are; else many images take one line each.
+        """
+        usable, refused = self.of("image", "label"), self.of("refused")
+        in_full = in_full or len(usable) + len(refused) <= _MOST_IN_FULL
+        if in_full:
+            blocks = ["\n".join(_lines(finding)) for finding in (*usable, *refused)]
+        else:
+            blocks = [*_short_blocks(usable, refused, base=self.path), *_codes_block((*usable, *refused))]
+        if len(self.findings) != 1:
+            blocks.insert(0, self._counts())
+        blocks += _left_blocks(self.of("ignored", "unread"), most=_MOST_LISTED if in_full else _MOST_NAMED)
+        if not in_full:
+            blocks.append("More of one: `medssl doctor` with its path. All of all: `--all`.")
         return "\n\n".join(blocks)
+
+    def _counts(self) -> str:
+        parts = [
+            f"{len(self.of('image', 'label'))} to read",
+            f"{len(self.of('refused'))} refused",
+            f"{len(self.of('ignored'))} ignored",
+        ]
+        unread = len(self.of("unread"))
+        return f"{self.path}: {', '.join(parts + [f'{unread} not looked at'] * bool(unread))}"
 
 
 def _as_dict(finding: Finding) -> dict[str, Any]:
@@ -156,16 +181,14 @@ def _lines(finding: Finding) -> list[str]:
         volumes = f", {len(finding.volumes)} volumes" if finding.volumes else ""
         lines.append(f"  {finding.format}{files}{volumes}")
     if finding.volumes:
-        listed = "; ".join(f"{k}: {what}" for k, what in enumerate(finding.volumes[:_MOST_LISTED]))
-        more = f"; and {len(finding.volumes) - _MOST_LISTED} more" * (len(finding.volumes) > _MOST_LISTED)
-        lines.append(f"  choose one with --volume: {listed}{more}")
+        lines.append(f"  choose one with --volume: {_volumes_in_words(finding.volumes)}")
     lines += [f"  {finding.order}"] if finding.order else []
     lines += _geometry_lines(finding.geometry) if finding.geometry is not None else []
     lines += _value_lines(finding.values) if finding.values is not None else []
     if finding.facts:
-        lines.append("  header: " + ", ".join(f"{name} {value}" for name, value in finding.facts.items()))
+        lines.append("  header: " + ", ".join(f"{name} {_value(value)}" for name, value in finding.facts.items()))
     for warning in finding.warnings:
-        lines += [f"  {warning}", *_explained(warning.partition(":")[0], indent="      ")]
+        lines += [f"  {warning}", *_explained(_code(warning), indent="      ")]
     if finding.kind == "image" and finding.values is not None and not finding.warnings:
         lines.append("  no warnings")
     if finding.code:
@@ -176,6 +199,8 @@ def _lines(finding: Finding) -> list[str]:
 
 
 def _geometry_lines(geometry: Geometry) -> list[str]:
+    if _has_no_place(geometry):
+        return [f"  {grid_in_words(geometry)}", "  no position in the patient is known"]
     extent = " x ".join(f"{mm:.4g}" for mm in _extent(geometry))
     origin = ", ".join(f"{mm:.2f}" for mm in geometry.origin_mm)
     lines = [f"  {grid_in_words(geometry)}"]
@@ -206,13 +231,75 @@ def _explained(code: str, *, indent: str) -> list[str]:
     return lines if found.remedy == explain.NOTHING else [*lines, f"{indent}what to do: {found.remedy}"]
 
 
-def _ignored_blocks(ignored: Sequence[Finding]) -> list[str]:
-    """Ignored files by reason, a few names each."""
+def _short_blocks(usable: Sequence[Finding], refused: Sequence[Finding], *, base: Path) -> list[str]:
+    """One line a finding, below a heading; names are those inside ``base``."""
+    blocks = []
+    for heading, findings in (("to read:", usable), ("refused:", refused)):
+        lines = [f"  {_inside(finding.name, base)}: {_in_short(finding)}" for finding in findings[:_MOST_SHORT]]
+        lines += [f"  and {len(findings) - _MOST_SHORT} more"] if len(findings) > _MOST_SHORT else []
+        blocks += ["\n".join([heading, *lines])] if lines else []
+    return blocks
+
+
+def _in_short(finding: Finding) -> str:
+    if finding.kind == "refused":
+        _, _, reason = finding.reason.rpartition(f"{finding.name}: ")
+        return f"{finding.code}: {reason}"
+    parts = [str(finding.facts.get("modality", "") or finding.format)]
+    parts += [grid_in_words(finding.geometry)] if finding.geometry is not None else [finding.reason]
+    parts += [f"{len(finding.volumes)} volumes"] if finding.volumes else []
+    parts += dict.fromkeys(_code(warning) for warning in finding.warnings)
+    return "; ".join(part for part in parts if part)
+
+
+def _codes_block(findings: Sequence[Finding]) -> list[str]:
+    """What the codes of the short lines mean and ask for, each once."""
+    found = Counter(code for finding in findings for code in {finding.code, *map(_code, finding.warnings)} if code)
+    lines = []
+    for code, count in sorted(found.items()):
+        remedy = "" if explain.remedy(code) == explain.NOTHING else f" {explain.remedy(code)}"
+        lines.append(f"  {count} x {code}: {explain.meaning(code)}{remedy}")
+    return ["\n".join(["what the codes mean:", *lines])] if lines else []
+
+
+def _left_blocks(left: Sequence[Finding], *, most: int) -> list[str]:
+    """Files that were ignored or not looked at by reason, a few names each."""
     groups: dict[str, list[str]] = {}
-    for finding in ignored:
-        groups.setdefault(finding.reason.replace(f"{finding.name}: ", ""), []).append(finding.name)
+    for finding in left:
+        reason = finding.reason.replace(f"{finding.name}: ", "").rstrip(".")
+        name = finding.name
+        if reason.startswith(_COPY):
+            name, reason = f"{name}, of {reason.removeprefix(_COPY)}", "the same DICOM image as another file"
+        groups.setdefault(f"{finding.kind}, {reason}".replace("unread, ", ""), []).append(name)
     blocks = []
     for reason, names in groups.items():
-        more = [f"  and {len(names) - _MOST_LISTED} more"] if len(names) > _MOST_LISTED else []
-        blocks.append("\n".join([f"ignored, {reason}:", *(f"  {name}" for name in names[:_MOST_LISTED]), *more]))
+        more = [f"  and {len(names) - most} more"] if len(names) > most else []
+        blocks.append("\n".join([f"{reason}:", *(f"  {name}" for name in names[:most]), *more]))
     return blocks
+
+
+def _volumes_in_words(volumes: Sequence[str]) -> str:
+    """Number and name of each, or the numbers alone where there are no names."""
+    if all(what == f"volume {k}" for k, what in enumerate(volumes)):
+        return f"0 to {len(volumes) - 1}"
+    listed = "; ".join(f"{k}: {what}" for k, what in enumerate(volumes[:_MOST_LISTED]))
+    return listed + f"; and {len(volumes) - _MOST_LISTED} more" * (len(volumes) > _MOST_LISTED)
+
+
+def _has_no_place(geometry: Geometry) -> bool:
+    """Whether it is a picture on the grid that stands for a missing position."""
+    dx, dy, dz = geometry.spacing_mm
+    placeless = np.diag([-dx, -dy, dz, 1.0])
+    return geometry.shape[2] == 1 and bool(np.allclose(geometry.affine, placeless, rtol=0, atol=1e-9))
+
+
+def _inside(name: str, base: Path) -> str:
+    return name.removeprefix(f"{base}/")
+
+
+def _code(warning: str) -> str:
+    return warning.partition(":")[0]
+
+
+def _value(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

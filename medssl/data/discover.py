@@ -2,7 +2,8 @@
 
 One rule serves the decathlon layout (imagesTr, labelsTr, imagesTs), BIDS-like trees (sub-*/anat, derivatives) and plain
 folders: a file is a label map if it lies in a folder of labels or its name ends like one, and it belongs to the image
-of the same name. DICOM files are known by their content, and what belongs together by their headers.
+of the same name. DICOM files are known by their content, and what belongs together by their headers; such an image has
+the names of the folders that hold it and no other DICOM image.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from medssl import io
 from medssl.data.archive import is_archive
 from medssl.data.cohort import Modality
 from medssl.data.incremental import Cache
-from medssl.data.series import Series, Volumes, chosen_stacks, find_series, modality_of, place_of
+from medssl.data.series import Series, Volumes, chosen_stacks, doubts, find_series, modality_of, place_of
 from medssl.data.walk import Entry, walk
 from medssl.errors import CaseError, MedSSLError, ReadError
 from medssl.io.dicom.model import Item
@@ -33,6 +34,7 @@ _NO_PERSON = {"train", "training", "val", "validation", "test", "testing", "data
 _CHANNEL = re.compile(r"_(\d{4})$")
 _ENTITIES = re.compile(r"_(label|desc|space)-[A-Za-z0-9]+")
 _SUBJECT = re.compile(r"^sub-([A-Za-z0-9]+)")
+_NOT_TAKEN = "label of an image that is not taken"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -156,8 +158,8 @@ def discover(
         else:
             images[path] = entry.path
     series = find_series(unknown, key=key, cache=cache, regularise=rules.regularise, workers=rules.workers)
-    _take_series(series, rules, result)
-    paired = _pair(list(images), list(labels), rules.label_suffixes, result)
+    paired = _pair(list(images), list(labels), rules.label_suffixes, _folders_of_one(series), result)
+    _take_series(series, rules, result, drawn={image: (label, labels[label]) for image, label in paired.items()})
     shared = _shared_folders(list(images))
     is_decathlon = (root / "dataset.json").is_file()
     for path, case_id in _case_ids(list(images), result).items():
@@ -170,21 +172,33 @@ def discover(
         result.found.append(
             Found(str(path), case_id, images[path], labels[label] if label else None, subject_id, whose, warnings)
         )
+    taken = {Path(one.item) for one in result.found}
+    clashing = [str(label) for image, label in paired.items() if image in images and image not in taken]
+    result.ignored += [(label, _NOT_TAKEN) for label in clashing]
     return result
 
 
-def _take_series(series: Series, rules: Rules, result: Discovery) -> None:
-    """Make cases of the volumes of DICOM items, and book the files that are none."""
-    result.ignored += [(str(entry.item), "not an image file") for entry in series.others] + series.ignored
+def _take_series(series: Series, rules: Rules, result: Discovery, *, drawn: Mapping[Path, tuple[Path, Path]]) -> None:
+    """Make cases of the volumes of DICOM items, and book the files that are none.
+
+    Args:
+        series: What the DICOM files are.
+        rules: Which of them become cases.
+        result: Gets them.
+        drawn: Name and place of a label map in another format, by the name of the item that it is of.
+    """
+    result.ignored += [(str(entry.item), _what_it_is(entry)) for entry in series.others] + series.ignored
     result.refused += series.refused
     result.duplicates += series.duplicates
     unused = set(series.labels.values())
     for item in series.items:
         name = place_of(item, series.items_of)
+        mask, mask_path = drawn.get(Path(name), (None, None))
         if rules.image_glob is not None and not any(
             Path(series.items_of[path]).match(rules.image_glob) for path in item.paths
         ):
             result.ignored.append((name, f"does not match {rules.image_glob}"))
+            result.ignored += [(str(mask), _NOT_TAKEN)] if mask is not None else []
             continue
         try:
             numbers, warnings = chosen_stacks(item, rules.volumes)
@@ -195,6 +209,11 @@ def _take_series(series: Series, rules: Rules, result: Discovery) -> None:
             is_one = len(item.stacks) == 1
             label = series.labels.get((item.name, number))
             unused.discard(label)
+            if label is not None and mask is not None:
+                _refuse_rivals(name, [series.items_of[label], str(mask)], result)
+                label = None
+            elif mask is not None:
+                label = mask_path
             found = Found(
                 name if is_one else f"{name}-{number:03d}",
                 f"series-{item.name}" if is_one else f"series-{item.name}-{number:03d}",
@@ -202,14 +221,14 @@ def _take_series(series: Series, rules: Rules, result: Discovery) -> None:
                 label,
                 f"patient-{item.patient}",
                 "told",
-                warnings + series.doubts(item),
+                warnings + doubts(item.stacks[number]),
                 modality_of(item),
                 item,
                 None if is_one else number,
             )
             result.found.append(found)
     for path in sorted(unused):
-        result.ignored.append((series.items_of[path], "label of an image that is not taken"))
+        result.ignored.append((series.items_of[path], _NOT_TAKEN))
 
 
 def safe_id(name: str) -> str:
@@ -219,6 +238,10 @@ def safe_id(name: str) -> str:
         return safe
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{safe}-{digest}" if safe else f"case-{digest}"
+
+
+def _what_it_is(entry: Entry) -> str:
+    return "an archive in an archive, not opened; unpack it" if is_archive(entry.item) else "not an image file"
 
 
 def _is_hidden(path: Path) -> bool:
@@ -240,7 +263,8 @@ def _is_nnunet(path: Path) -> bool:
 
 
 def _leads_out(root: Path, path: Path) -> bool:
-    return not (root / path).resolve().is_relative_to(root.resolve())
+    """Whether a file is a link to a place outside; folders that are links are not entered anyway."""
+    return (root / path).is_symlink() and not (root / path).resolve().is_relative_to(root.resolve())
 
 
 def _is_label(path: Path, suffixes: Sequence[str]) -> bool:
@@ -263,19 +287,48 @@ def _place(path: Path) -> tuple[str, ...]:
     return tuple(part for part in path.parts[:-1] if part.lower() not in generic)
 
 
-def _pair(images: list[Path], labels: list[Path], suffixes: Sequence[str], result: Discovery) -> dict[Path, Path]:
-    """Give each label to the one image that it can belong to; refuse the others, and all that claim one image."""
+def _folders_of_one(series: Series) -> dict[Path, Path]:
+    """Folders that hold one DICOM item of one volume and no other, with the name of that item."""
+    inside: dict[Path, set[Path]] = defaultdict(set)
+    single = set()
+    for item in series.items:
+        name = Path(place_of(item, series.items_of))
+        single |= {name} if len(item.stacks) == 1 else set()
+        for folder in name.parents[:-1]:
+            inside[folder].add(name)
+    return {folder: next(iter(names)) for folder, names in inside.items() if len(names) == 1 and names <= single}
+
+
+def _pair(
+    images: list[Path],
+    labels: list[Path],
+    suffixes: Sequence[str],
+    folders: Mapping[Path, Path],
+    result: Discovery,
+) -> dict[Path, Path]:
+    """Give each label to the one image that it can belong to; refuse the others, and all that claim one image.
+
+    A DICOM image in ``folders`` has the names of its folders; a label that lies in one of these, and has no image of
+    its name, is also its label.
+    """
     by_name: dict[str, list[Path]] = defaultdict(list)
     for image in images:
         by_name[_base(image)].append(image)
+    for folder, item in folders.items():
+        if item not in by_name[folder.name]:
+            by_name[folder.name].append(item)
     claims: dict[Path, list[Path]] = defaultdict(list)
     for label in labels:
         base = _base(label, suffixes)
         candidates = by_name.get(base, [])
         if not candidates and _SUBJECT.match(base):  # BIDS: sub-01_dseg belongs to sub-01_T1w
             candidates = [image for image in images if _base(image).rsplit("_", 1)[0] == base]
+        place = Path(*_place(label))
+        if not candidates and place in folders:
+            candidates = [folders[place]]
         if len(candidates) > 1:
             same = [image for image in candidates if _place(image) == _place(label)]
+            same = same or [image for image in candidates if place in image.parents[:-1]]
             candidates = same or candidates
         if len(candidates) != 1:
             shown = ", ".join(str(image) for image in candidates[:3]) or "none"
@@ -285,12 +338,18 @@ def _pair(images: list[Path], labels: list[Path], suffixes: Sequence[str], resul
         else:
             claims[candidates[0]].append(label)
     for image, several in claims.items():
-        for label in several if len(several) > 1 else ():
-            others = ", ".join(str(other) for other in several if other is not label)
-            text = f"{label}: {others} would be a label map of {image} too; one is needed, so the image has none. "
-            text += "Keep one, or list the pairs in a CSV."
-            result.refused.append((str(label), CaseError(text, code="E_PAIR")))
+        if len(several) > 1:
+            _refuse_rivals(str(image), [str(label) for label in several], result)
     return {image: several[0] for image, several in claims.items() if len(several) == 1}
+
+
+def _refuse_rivals(image: str, labels: Sequence[str], result: Discovery) -> None:
+    """Refuse all labels that claim one image."""
+    for label in labels:
+        others = ", ".join(other for other in labels if other is not label)
+        text = f"{label}: {others} would be a label map of {image} too; one is needed, so the image has none. "
+        text += "Keep one, or list the pairs in a CSV."
+        result.refused.append((label, CaseError(text, code="E_PAIR")))
 
 
 def _case_ids(images: list[Path], result: Discovery) -> dict[Path, str]:

@@ -17,15 +17,18 @@ from medssl.data.diagnosis import Diagnosis, Finding, Kind, Values
 from medssl.data.reading import Reading, label_values_of
 from medssl.data.walk import walk
 from medssl.errors import MedSSLError, ReadError
+from medssl.io import integrity
 from medssl.io.dicom.assemble import assemble
 from medssl.io.dicom.elements import is_dicom
 from medssl.io.dicom.header import read_header
 from medssl.io.dicom.model import Header, Item, Stack
+from medssl.io.dicom.reader import named_alike
 from medssl.io.dicom.series_list import SUFFIX, write_list
 from medssl.volume import Volume
 
-_KINDS: tuple[Kind, ...] = ("image", "label", "refused", "ignored")
+_KINDS: tuple[Kind, ...] = ("image", "label", "refused", "ignored", "unread")
 _HEAD_BYTES = 160
+_DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
 _MOST_READ = 24
 _PERCENTILES = (1, 50, 99)
 _MOST_SAMPLED = 4_000_000
@@ -61,6 +64,7 @@ def _folder(root: Path, reading: Reading, *, unpack_to: Path) -> list[Finding]:
     findings: list[Finding] = []
     dicom: list[Path] = []
     images: list[Path] = []
+    strangers: list[Path] = []
     entries = walk(root, unpack_to=unpack_to)
     for entry in entries:
         if any(part.startswith(".") for part in entry.item.parts):
@@ -72,14 +76,17 @@ def _folder(root: Path, reading: Reading, *, unpack_to: Path) -> list[Finding]:
         elif _holds_dicom(entry.path):
             dicom.append(entry.path)
         else:
-            findings.append(_ignored(entry.path, "no image, neither by its name nor by its content"))
+            strangers.append(entry.path)
+            findings.append(_stranger(entry.path))
     findings += [_file(path, reading, label=False, on=None) for path in images[:_MOST_READ]]
     findings += [
-        _ignored(path, f"not looked at; the first {_MOST_READ} images were, and `medssl scan` looks at all")
+        Finding(
+            str(path), "unread", reason=f"not looked at; the first {_MOST_READ} images were, and a scan looks at all"
+        )
         for path in images[_MOST_READ:]
     ]
     if dicom:
-        findings += _dicom(dicom, reading, is_folder=True)
+        findings += _dicom(dicom, reading, strangers=strangers, is_folder=True)
     base = root if root.is_dir() else root.parent
     unpacked = [(entry.path, base / entry.item) for entry in entries if entry.path.is_relative_to(unpack_to)]
     shown = {str(path.parent): str(name.parent) for path, name in unpacked}
@@ -115,17 +122,22 @@ def _file(path: Path, reading: Reading, *, label: bool, on: Path | None) -> Find
     )
 
 
-def _dicom(paths: Sequence[Path], reading: Reading, *, is_folder: bool = False) -> list[Finding]:
-    """What a set of DICOM files amounts to."""
+def _dicom(
+    paths: Sequence[Path], reading: Reading, *, strangers: Sequence[Path] = (), is_folder: bool = False
+) -> list[Finding]:
+    """What a set of DICOM files amounts to; ``strangers`` lie beside them and are no DICOM."""
     findings: list[Finding] = []
+    broken = named_alike(strangers, paths)
     headers: list[Header] = []
     for path in paths:
         try:
             headers.append(read_header(path))
         except MedSSLError as error:
             is_other = error.code == "E_NOT_IMAGE" and is_folder
+            if not is_other:
+                broken.append(path)
             findings.append(_ignored(path, error.message) if is_other else _refused(str(path), error))
-    assembly = assemble(headers, regularise=reading.regularise)
+    assembly = assemble(headers, regularise=reading.regularise, broken=broken)
     for files, fault in assembly.refused:
         findings.append(replace(_refused(_common(files), fault), files=len(files), format="dicom"))
     for copy, original in assembly.duplicates:
@@ -134,7 +146,7 @@ def _dicom(paths: Sequence[Path], reading: Reading, *, is_folder: bool = False) 
         findings.append(_ignored(path, reason))
     for header in assembly.labels:
         what = "a segmentation" if header.kind == "seg" else "a set of contours"
-        reason = f"DICOM {what}, which lies on an image; read it with --label --on IMAGE"
+        reason = f"{what}, which lies on an image; read it with --label --on IMAGE"
         findings.append(Finding(str(header.path), "label", format="dicom", facts=header.facts, reason=reason))
     said = {header.path: header.warnings for header in headers}
     with tempfile.TemporaryDirectory(prefix="medssl-doctor-") as name:
@@ -210,6 +222,20 @@ def _values(volume: Volume) -> Values:
 
 def _refused(name: str, error: MedSSLError) -> Finding:
     return Finding(name, "refused", code=error.code, reason=error.message)
+
+
+def _stranger(path: Path) -> Finding:
+    """A file that a scan would leave out, or refuse where it is named like DICOM and holds nothing."""
+    try:
+        head = integrity.read_bytes(path, most=_HEAD_BYTES)
+        content = integrity.detect(head, path=path)
+    except MedSSLError as error:
+        if error.code == "E_EMPTY" and path.suffix.lower() in _DICOM_SUFFIXES:
+            return _refused(str(path), error)
+        return _ignored(path, "no image, neither by its name nor by its content")
+    if content == "series list":
+        return _ignored(path, "a list that a scan wrote")
+    return _ignored(path, f"{content} by its content, but not by its name; a scan takes it once it ends like one")
 
 
 def _ignored(path: Path, reason: str) -> Finding:

@@ -58,6 +58,7 @@ class Cache:
         self._head = {"scan_cache": _VERSION, "medssl": __version__, "key": hashlib.blake2b(key).hexdigest()[:16]}
         self._old: dict[str, dict[str, Any]] = {}
         self._used: dict[str, dict[str, Any]] = {}
+        self._stamps: dict[Path, list[int]] = {}
         self._handle = -1
 
     def __enter__(self) -> Self:
@@ -83,7 +84,8 @@ class Cache:
     def looked(self, path: Path) -> Looked | None:
         """What is known of the start of a file, if it has not changed."""
         line = self._old.get(f"file {path}")
-        if line is None or line.get("stamp") != _stamp(path):
+        self._stamps[path] = _stamp(path)  # before the file is read: one that grows meanwhile is read again next time
+        if line is None or line.get("stamp") != self._stamps[path]:
             return None
         try:
             header = from_dict(line["header"]) if line["header"] is not None else None
@@ -100,7 +102,12 @@ class Cache:
             if look.error is not None and look.error.code in _PASSING:
                 continue
             header = to_dict(look.header) if look.header is not None else None
-            line = {"file": str(path), "stamp": _stamp(path), "header": header, "error": _told(look.error)}
+            line = {
+                "file": str(path),
+                "stamp": self._stamps.get(path) or _stamp(path),
+                "header": header,
+                "error": _told(look.error),
+            }
             self._used[f"file {path}"] = line
             lines.append(line)
         self._append(lines)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medssl import pool
 from medssl.data.cohort import Case, Modality, read_rows, read_table, table_error
 from medssl.data.discover import Discovery, Found, Whose
-from medssl.data.reading import Reading
-from medssl.errors import CaseError, ConfigError
+from medssl.data.incremental import Cache, fingerprint
+from medssl.data.reading import Reading, read_image
+from medssl.data.series import Volumes
+from medssl.errors import CaseError, ConfigError, MedSSLError
 from medssl.io.dicom.model import Item
 from medssl.ledger import Ledger
 
@@ -157,6 +161,67 @@ def with_table(listed: Sequence[Listed], path: Path, ledger: Ledger) -> list[Lis
         ledger.expect(item)
         ledger.ignore(item, "the table names it, and there is no image of that name")
     return merged
+
+
+def expanded(listed: Sequence[Listed], volumes: Volumes, *, cache: Cache, workers: int) -> list[Listed]:
+    """The cases, with as many for a file of several volumes as ``volumes`` asks for; DICOM has its own already.
+
+    Args:
+        listed: One a file.
+        volumes: ``first``, ``middle`` or ``all``; anything else changes nothing.
+        cache: How many volumes files hold that have not changed.
+        workers: Processes; 0 chooses by the machine.
+    """
+    if volumes not in {"first", "middle", "all"}:
+        return list(listed)
+    counts = _volume_counts(listed, cache, workers=workers)
+    result: list[Listed] = []
+    for one in listed:
+        count = counts.get(one.item, 1)
+        if count == 1:
+            result.append(one)
+            continue
+        numbers = {"first": [0], "middle": [count // 2], "all": list(range(count))}[volumes]
+        left_out = () if len(numbers) > 1 else (f"W_VOLUMES: number {numbers[0]} of {count} volumes is taken.",)
+        for number in numbers:
+            reading = one.case.reading.model_copy(update={"volume": number})
+            name = f"-{number:03d}" if len(numbers) > 1 else ""
+            update = {"case_id": one.case.case_id + name, "reading": reading}
+            case = one.case.model_copy(update=update)
+            result.append(replace(one, item=one.item + name, case=case, warnings=one.warnings + left_out))
+    return result
+
+
+def without_twins(listed: Sequence[Listed], ledger: Ledger) -> list[Listed]:
+    """The cases whose id is theirs alone; the others are booked as refused."""
+    counts = Counter(one.case.case_id for one in listed)
+    for one in listed:
+        if counts[one.case.case_id] > 1:
+            ledger.expect(one.item)
+            text = f"{one.item}: {counts[one.case.case_id]} images would be the case {one.case.case_id}; ids are "
+            ledger.reject(one.item, CaseError(f"{text}unique. Rename one file.", code="E_NAME_CLASH"))
+    return [one for one in listed if counts[one.case.case_id] == 1]
+
+
+def _volume_counts(listed: Sequence[Listed], cache: Cache, *, workers: int) -> dict[str, int]:
+    """How many volumes each file holds that may hold several."""
+    plain = [one for one in listed if one.series is None and one.case.reading.volume is None]
+    marks = {one.item: fingerprint([Path(one.case.image)], {"volumes of": one.case.reading.to_text()}) for one in plain}
+    counts: dict[str, int] = {}
+    for item, mark in marks.items():
+        known = cache.checked(mark)
+        if known is not None and not isinstance(known, MedSSLError) and isinstance(known.get("volumes"), int):
+            counts[item] = known["volumes"]
+    new = [one for one in plain if one.item not in counts]
+    for one, answer in pool.run(_count_volumes, new, name=lambda one: one.item, workers=workers):
+        counts[one.item] = 1 if isinstance(answer, MedSSLError) else answer  # the examination names the fault
+        cache.keep_check(marks[one.item], answer if isinstance(answer, MedSSLError) else {"volumes": answer})
+    return counts
+
+
+def _count_volumes(one: Listed) -> int:
+    first = one.case.reading.model_copy(update={"volume": 0})
+    return read_image(Path(one.case.image), first)[1].volumes
 
 
 def _reading(found: Found, reading: Reading) -> Reading:

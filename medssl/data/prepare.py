@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +30,7 @@ from medssl.data.normalise import (
     foreground_box,
     scale_intensity,
 )
-from medssl.data.reading import Reading, one_channel, read_image, read_label
+from medssl.data.reading import Reading, nameless, one_channel, read_image, read_label
 from medssl.data.store import (
     STORE_VERSION,
     ArrayStore,
@@ -44,8 +42,7 @@ from medssl.data.store import (
     write_entry,
     write_index,
 )
-from medssl.errors import CaseError, CheckpointError, EnvironmentFaultError, MedSSLError, ReadError
-from medssl.io.dicom.series_list import SUFFIX, read_list
+from medssl.errors import CaseError, CheckpointError, EnvironmentFaultError, MedSSLError
 from medssl.ledger import Ledger, Outcome
 from medssl.progress import track
 from medssl.runfolder import Journal, atomic_write, make_folder, remove, remove_stale
@@ -284,12 +281,12 @@ def _prepare_case(task: _Task) -> _Done:
             remove(folder)
             state = "rebuilt"
     reading = reading_of(config, case.reading)
-    with _nameless(case.image, f"case {case.case_id}: image"):
+    with nameless(case.image, f"case {case.case_id}: image"):
         volume, source = read_image(Path(case.image), reading, unit=config.unit)
     warnings = list(source.warnings)
     label = None
     if case.label is not None:
-        with _nameless(case.label, f"case {case.case_id}: label"):
+        with nameless(case.label, f"case {case.case_id}: label"):
             label, said = read_label(Path(case.label), reading, image=volume, item=f"case {case.case_id}")
         label = one_channel(label, item=f"case {case.case_id}")
         warnings += said
@@ -327,14 +324,14 @@ def _key(case: Case, config: PrepareConfig) -> tuple[str, dict[str, str]]:
             code="E_MODALITY",
         )
     reading = case.reading
-    with _nameless(case.image, f"case {case.case_id}: image"):
+    with nameless(case.image, f"case {case.case_id}: image"):
         digest = io.digest(Path(case.image), volume=reading.volume, regularise=reading.regularise)
     digests = {"image_digest": digest}
     content: dict[str, Any] = {"prepare": config.to_dict(), "store_version": STORE_VERSION}
     if not reading.is_plain:
         content["reading"] = reading.to_text()
     if case.label is not None:
-        with _nameless(case.label, f"case {case.case_id}: label"):
+        with nameless(case.label, f"case {case.case_id}: label"):
             digests["label_digest"] = io.digest(Path(case.label))
         content["keep_label"] = _keeps_label(case)
     content |= digests
@@ -343,41 +340,6 @@ def _key(case: Case, config: PrepareConfig) -> tuple[str, dict[str, str]]:
 
 def _keeps_label(case: Case) -> bool:
     return case.split == "train"
-
-
-@contextmanager
-def _nameless(path: str, name: str) -> Iterator[None]:
-    """Name a file in a refusal by its case: names of files and folders can be those of patients, and a store has none.
-
-    Args:
-        path: The file; others beside it, such as that of its voxels, lose their names too.
-        name: What to write in its place.
-    """
-    try:
-        yield
-    except EnvironmentFaultError:
-        raise
-    except MedSSLError as error:
-        text = error.message.replace(path, name)
-        for file in _files_of(Path(path)):
-            text = text.replace(str(file), f"{name}, one of its files").replace(file.name, "one of its files")
-        beside = re.escape(str(Path(path).parent)) + r"/.*?(?=: )"
-        text = re.sub(beside, f"{name}, second file", text)
-        raise type(error)(text, code=error.code) from None
-
-
-def _files_of(path: Path) -> list[Path]:
-    """Files behind a folder or a series list, longest names first."""
-    if path.is_dir():
-        files = {file for file in path.rglob("*") if file.is_file()}
-    elif path.name.endswith(SUFFIX):
-        try:
-            files = {file for volume in read_list(path) for file in volume.paths}
-        except ReadError:
-            files = set()
-    else:
-        files = set()
-    return sorted(files, key=lambda file: -len(str(file)))
 
 
 def _row(case: Case, done: _Done) -> IndexRow:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +14,10 @@ from pydantic import Field
 
 from medssl import io
 from medssl.config import Config
-from medssl.errors import CaseError, GeometryError
-from medssl.volume import Unit, Volume, resample_to
+from medssl.errors import CaseError, EnvironmentFaultError, GeometryError, MedSSLError, ReadError
+from medssl.geometry import Geometry
+from medssl.io.dicom.series_list import SUFFIX, read_list
+from medssl.volume import Unit, Volume, reorient, resample_to
 
 _LABEL_TOLERANCE_MM = 0.1
 
@@ -84,6 +89,8 @@ def read_image(path: Path, reading: Reading, *, unit: Unit = "arbitrary") -> tup
 def read_label(path: Path, reading: Reading, *, image: Volume, item: str) -> tuple[Volume, tuple[str, ...]]:
     """Read the label of an image and bring it onto the image's grid, as ``reading`` says.
 
+    A label whose voxels are those of the image in another order of axes is turned; every voxel stays what it is.
+
     Args:
         path: Label map, DICOM-SEG or RTSTRUCT.
         reading: Choices of the case.
@@ -109,13 +116,29 @@ def read_label(path: Path, reading: Reading, *, image: Volume, item: str) -> tup
         on=image.geometry,
     )
     warnings = source.warnings
-    if reading.label_grid == "resample" and not _is_on(image, label):
+    label = turned_onto(label, image.geometry)
+    is_elsewhere = not _is_on(label.geometry, image.geometry)
+    if reading.label_grid == "resample" and is_elsewhere:
+        was_drawn = bool(label.array.any())
         label = resample_to(label, image.geometry)
+        if was_drawn and not label.array.any():
+            raise GeometryError(
+                f"{item}: no labelled voxel of its label lies inside the image; the two are of different places. "
+                "Find the label of this image."
+            )
         warnings += ("W_LABEL_RESAMPLED: the label lay on another grid and was resampled to the image's.",)
-    elif reading.label_grid == "trust" and label.geometry.shape == image.geometry.shape and not _is_on(image, label):
+    elif reading.label_grid == "trust" and label.geometry.shape == image.geometry.shape and is_elsewhere:
         label = Volume(label.array, image.geometry, "label")
         warnings += ("W_LABEL_TRUSTED: the label states another place than the image, which was not believed.",)
     return matched_label(image, label, item=item), warnings
+
+
+def turned_onto(volume: Volume, geometry: Geometry) -> Volume:
+    """The volume with its axes turned as those of a grid, if that alone brings it there; else as it is."""
+    if _is_on(volume.geometry, geometry):
+        return volume
+    wanted = geometry.orientation
+    return reorient(volume, wanted) if _is_on(volume.geometry.reoriented(wanted), geometry) else volume
 
 
 def matched_label(image: Volume, label: Volume, *, item: str) -> Volume:
@@ -161,8 +184,40 @@ def label_values_of(label: Volume) -> tuple[int, ...]:
     return tuple(number for number, channel in enumerate(label.array, start=1) if channel.any())
 
 
-def _is_on(image: Volume, label: Volume) -> bool:
-    return (
-        label.geometry.shape == image.geometry.shape
-        and image.geometry.max_corner_distance_mm(label.geometry) <= _LABEL_TOLERANCE_MM
-    )
+@contextmanager
+def nameless(path: str, name: str) -> Iterator[None]:
+    """Name a file in a refusal by its case, for names of files and folders can be those of patients.
+
+    Args:
+        path: The file; others beside it, such as that of its voxels, lose their names too.
+        name: What to write in its place.
+    """
+    try:
+        yield
+    except EnvironmentFaultError:
+        raise
+    except MedSSLError as error:
+        text = error.message.replace(path, name)
+        for file in _files_of(Path(path)):
+            text = text.replace(str(file), f"{name}, one of its files").replace(file.name, "one of its files")
+        beside = re.escape(str(Path(path).parent)) + r"/.*?(?=: )"
+        text = re.sub(beside, f"{name}, second file", text)
+        raise type(error)(text, code=error.code) from None
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Files behind a folder or a series list, longest names first."""
+    if path.is_dir():
+        files = {file for file in path.rglob("*") if file.is_file()}
+    elif path.name.endswith(SUFFIX):
+        try:
+            files = {file for volume in read_list(path) for file in volume.paths}
+        except ReadError:
+            files = set()
+    else:
+        files = set()
+    return sorted(files, key=lambda file: -len(str(file)))
+
+
+def _is_on(grid: Geometry, other: Geometry) -> bool:
+    return grid.shape == other.shape and other.max_corner_distance_mm(grid) <= _LABEL_TOLERANCE_MM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from medssl import io, pool
+from medssl import io
 from medssl.config import Config, dump_yaml
 from medssl.data import listing
 from medssl.data.cohort import Case, Cohort, Modality, leak_error, split_leaks
@@ -23,17 +23,27 @@ from medssl.data.examine import Checked, Task, examine_all
 from medssl.data.identify import load_key, renamed, write_names
 from medssl.data.incremental import Cache
 from medssl.data.listing import Listed
-from medssl.data.reading import Reading, read_image
+from medssl.data.reading import Reading
 from medssl.data.series import Volumes
 from medssl.data.tables import acquisition_table, refused_table
 from medssl.errors import MedSSLError, NoInputError
-from medssl.io.dicom.series_list import write_list
+from medssl.io.dicom.series_list import SUFFIX, write_list
 from medssl.ledger import Ledger
 from medssl.report.cohort import CaseSummary, write_cohort_report
-from medssl.runfolder import Journal, atomic_write, make_folder
+from medssl.runfolder import RunFolder, atomic_write, make_folder, remove
 
 _NO_SPLIT = "W_NO_SPLIT: other cases have a split and this one has none; it is in no split."
 _OWN_FOLDERS = ("series", "thumbnails", "unpacked")
+_OWN_FILES = (
+    "refused.csv",
+    "acquisition.csv",
+    "report.html",
+    "scan.yaml",
+    "journal.jsonl",
+    "pseudonyms.json",
+    "scan_cache.jsonl",
+    ".lock",
+)
 _FEW_CASES = 3
 
 _log = logging.getLogger(__name__)
@@ -136,7 +146,8 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
     table says, else that of the DICOM header, else ``sub-XX``, else the outermost folder that several but not all
     images share, else the case; W_SUBJECT tells of the last two.
 
-    A second scan into the same folder opens only files that have changed.
+    A second scan into the same folder opens only files that have changed; pictures and lists of cases that are gone
+    are removed.
 
     Args:
         data: Folder, archive or CSV.
@@ -153,78 +164,85 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
         NoInputError: if there is nothing that looks like an image.
         ConfigError: if a table or a key is not there.
         CaseError: E_TABLE, if a table is not what it should be.
+        LockedError: if another scan writes to this folder now.
     """
     started = time.monotonic()
     path = out if out.suffix == ".csv" else out / "cohort.csv"
     names = path.with_name("pseudonyms.json")
-    if not dry_run:
-        make_folder(path.parent)
-    key = load_key(names, key_file=None if config.key_file is None else Path(config.key_file))
     ledger = Ledger()
     cached = None if dry_run else path.with_name("scan_cache.jsonl")
-    with _workshop(path.parent, dry_run=dry_run) as shop, Cache(cached, key=key) as cache:
-        listed = _listed(data, shop, config=config, key=key, cache=cache, ledger=ledger, out=path.parent)
-        for one in listed:
-            ledger.expect(one.item)
-        ids = {one.item: _renamed(one, config, key=key) for one in _with_kept_subjects(listed)}
-        pictures = shop / "thumbnails" if config.thumbnails and not dry_run else None
-        tasks = [_task(one, ids[one.item], config, pictures) for one in listed]
-        checked: dict[str, Checked] = {}
-        for item, result in examine_all(tasks, cache=cache, workers=config.workers).items():
-            if isinstance(result, MedSSLError):
-                ledger.reject(item, result)
-            else:
-                checked[item] = result
-        good = _without_duplicates([one for one in listed if one.item in checked], checked, ledger)
-        good = _without_leaks(good, ledger)
-        has_splits = any(one.case.split for one in good)
-        for one in good:
-            unsplit = (_NO_SPLIT,) if has_splits and one.case.split is None else ()
-            checked[one.item] = replace(checked[one.item], warnings=one.warnings + checked[one.item].warnings + unsplit)
-            ledger.accept(one.item, warnings=checked[one.item].warnings)
-        ledger.check()
-        cohort = Cohort(one.case for one in good)
-        warnings = _of_whom(good, cohort)
-        for warning in warnings:
-            _log.warning(warning)
-        if not has_splits:
-            cohort = cohort.split_by_subject(config.fractions, seed=config.seed)
-        pairs = [
-            (old, ids[one.item].model_copy(update={"split": old.split})) for one, old in zip(good, cohort, strict=True)
-        ]
-        cohort = Cohort(_settled(new, shop, path.parent) for _, new in pairs)
-        found = [checked[one.item] for one in good]
-        if not dry_run:
-            write_names(names, pairs, key=key)
-            cohort.to_csv(path)
-            cohort.to_parquet(path.with_suffix(".parquet"))
-            atomic_write(path.with_name("refused.csv"), refused_table(ledger))
-            facts = {case.case_id: one.facts for case, one in zip(cohort, found, strict=True)}
-            atomic_write(path.with_name("acquisition.csv"), acquisition_table(facts))
-            atomic_write(path.with_name("scan.yaml"), dump_yaml(config.to_dict()))
-            summaries = [_summary(case, one, pictures) for case, one in zip(cohort, found, strict=True)]
-            write_cohort_report(path.with_name("report.html"), cases=summaries, ledger=ledger, warnings=warnings)
-            journal = Journal(path.with_name("journal.jsonl"))
-            told = {**_facts(cohort, found), "warnings": list(warnings)}
-            journal.log(command="scan", seconds=round(time.monotonic() - started, 2), **ledger.counts(), **told)
-            journal.close()
+    with _workshop(path.parent, dry_run=dry_run) as (shop, run):
+        key = load_key(names, key_file=None if config.key_file is None else Path(config.key_file))
+        if run is not None and not names.exists():
+            write_names(names, (), key=key)  # a scan that is killed goes on under the same key
+        with Cache(cached, key=key) as cache:
+            listed = _listed(data, shop, config=config, key=key, cache=cache, ledger=ledger, table=path)
+            for one in listed:
+                ledger.expect(one.item)
+            ids = {one.item: _renamed(one, config, key=key) for one in _with_kept_subjects(listed)}
+            pictures = shop / "thumbnails" if config.thumbnails and not dry_run else None
+            tasks = [_task(one, ids[one.item], config, pictures) for one in listed]
+            checked: dict[str, Checked] = {}
+            for item, result in examine_all(tasks, cache=cache, workers=config.workers).items():
+                if isinstance(result, MedSSLError):
+                    ledger.reject(item, result)
+                else:
+                    checked[item] = result
+            good = _without_duplicates([one for one in listed if one.item in checked], checked, ledger)
+            good = _without_leaks(good, ledger)
+            has_splits = any(one.case.split for one in good)
+            for one in good:
+                unsplit = (_NO_SPLIT,) if has_splits and one.case.split is None else ()
+                checked[one.item] = replace(
+                    checked[one.item], warnings=one.warnings + checked[one.item].warnings + unsplit
+                )
+                ledger.accept(one.item, warnings=checked[one.item].warnings)
+            ledger.check()
+            cohort = Cohort(one.case for one in good)
+            warnings = _of_whom(good, cohort)
+            for warning in warnings:
+                _log.warning(warning)
+            if not has_splits:
+                cohort = cohort.split_by_subject(config.fractions, seed=config.seed)
+            pairs = [
+                (old, ids[one.item].model_copy(update={"split": old.split}))
+                for one, old in zip(good, cohort, strict=True)
+            ]
+            cohort = Cohort(_settled(new, shop, path.parent) for _, new in pairs)
+            found = [checked[one.item] for one in good]
+            if run is not None:
+                write_names(names, pairs, key=key)
+                cohort.to_csv(path)
+                cohort.to_parquet(path.with_suffix(".parquet"))
+                atomic_write(path.with_name("refused.csv"), refused_table(ledger))
+                facts = {case.case_id: one.facts for case, one in zip(cohort, found, strict=True)}
+                atomic_write(path.with_name("acquisition.csv"), acquisition_table(facts))
+                atomic_write(path.with_name("scan.yaml"), dump_yaml(config.to_dict()))
+                summaries = [_summary(case, one, pictures) for case, one in zip(cohort, found, strict=True)]
+                write_cohort_report(path.with_name("report.html"), cases=summaries, ledger=ledger, warnings=warnings)
+                shown = {task.thumbnail for task in tasks if task.item in checked and checked[task.item].may_be_shown}
+                _remove_outdated(path, cohort, shown)
+                told = {**_facts(cohort, found), "warnings": list(warnings)}
+                run.journal.log(command="scan", seconds=round(time.monotonic() - started, 2), **ledger.counts(), **told)
     return ScanResult(cohort, ledger, path, warnings)
 
 
 @contextmanager
-def _workshop(out: Path, *, dry_run: bool) -> Iterator[Path]:
-    """Where series lists and unpacked archives go: beside the table, or nowhere that stays."""
+def _workshop(out: Path, *, dry_run: bool) -> Iterator[tuple[Path, RunFolder | None]]:
+    """Where series lists and unpacked archives go: beside the table, which is locked, or nowhere that stays."""
     if not dry_run:
-        yield out
+        with RunFolder(out) as run:
+            yield out, run
         return
     with tempfile.TemporaryDirectory(prefix="medssl-") as folder:
-        yield Path(folder)
+        yield Path(folder), None
 
 
 def _listed(
-    data: Path, shop: Path, *, config: ScanConfig, key: bytes, cache: Cache, ledger: Ledger, out: Path
+    data: Path, shop: Path, *, config: ScanConfig, key: bytes, cache: Cache, ledger: Ledger, table: Path
 ) -> list[Listed]:
     """Cases from a table, or from a folder; what cannot be a case is booked, series lists are written."""
+    mine = (table.name, table.with_suffix(".parquet").name, *_OWN_FILES, *_OWN_FOLDERS)
     if data.suffix.lower() == ".csv":
         listed = listing.of_table(data, modality=config.modality, reading=config.reading)
     else:
@@ -236,7 +254,7 @@ def _listed(
             config.regularise,
             config.workers,
         )
-        own = [out / name for name in _OWN_FOLDERS]
+        own = [table.parent / name for name in mine]
         seen = discover(data, rules=rules, key=key, unpack_to=shop / "unpacked", leave_out=own, cache=cache)
         listing.book(seen, ledger)
         if not seen.found and not seen.refused:
@@ -252,37 +270,8 @@ def _listed(
                 write_list(item, path)
     if config.table is not None:
         listed = listing.with_table(listed, listing.find_table(config.table, data), ledger)
-    return _expanded(listed, config)
-
-
-def _expanded(listed: Sequence[Listed], config: ScanConfig) -> list[Listed]:
-    """The cases, with as many for a file of several volumes as ``volumes`` asks for."""
-    if config.volumes not in {"first", "middle", "all"}:
-        return list(listed)
-    plain = [one for one in listed if one.series is None and one.case.reading.volume is None]
-    counts: dict[str, int] = {}
-    for one, answer in pool.run(_count_volumes, plain, name=lambda one: one.item, workers=config.workers):
-        counts[one.item] = 1 if isinstance(answer, MedSSLError) else answer  # the examination names the fault
-    result: list[Listed] = []
-    for one in listed:
-        count = counts.get(one.item, 1)
-        if count == 1:
-            result.append(one)
-            continue
-        numbers = {"first": [0], "middle": [count // 2], "all": list(range(count))}[config.volumes]
-        left_out = () if len(numbers) > 1 else (f"W_VOLUMES: number {numbers[0]} of {count} volumes is taken.",)
-        for number in numbers:
-            reading = one.case.reading.model_copy(update={"volume": number})
-            name = f"-{number:03d}" if len(numbers) > 1 else ""
-            update = {"case_id": one.case.case_id + name, "reading": reading}
-            case = one.case.model_copy(update=update)
-            result.append(replace(one, item=one.item + name, case=case, warnings=one.warnings + left_out))
-    return result
-
-
-def _count_volumes(one: Listed) -> int:
-    first = one.case.reading.model_copy(update={"volume": 0})
-    return read_image(Path(one.case.image), first)[1].volumes
+    listed = listing.expanded(listed, config.volumes, cache=cache, workers=config.workers)
+    return listing.without_twins(listed, ledger)
 
 
 def _with_kept_subjects(listed: Sequence[Listed]) -> list[Listed]:
@@ -349,6 +338,18 @@ def _settled(case: Case, shop: Path, out: Path) -> Case:
     return case.model_copy(
         update={name: path and path.replace(str(shop.absolute()), str(out.absolute())) for name, path in paths.items()}
     )
+
+
+def _remove_outdated(table: Path, cohort: Cohort, shown: Collection[Path | None]) -> None:
+    """Take away pictures of cases that are gone; and, if no other table lies here that may need them, their lists."""
+    for picture in table.with_name("thumbnails").glob("*.png"):
+        if picture not in shown:
+            remove(picture)
+    if {other.name for other in table.parent.glob("*.csv")} <= {table.name, *_OWN_FILES}:
+        lists = {Path(case.image).name for case in cohort}
+        for path in table.with_name("series").glob(f"*{SUFFIX}"):
+            if path.name not in lists:
+                remove(path)
 
 
 def _summary(case: Case, found: Checked, pictures: Path | None) -> CaseSummary:

@@ -17,7 +17,8 @@ from medssl.data.walk import Entry
 from medssl.errors import CaseError, MedSSLError, ReadError
 from medssl.io.dicom.assemble import assemble
 from medssl.io.dicom.header import read_header
-from medssl.io.dicom.model import Assembly, Header, Item
+from medssl.io.dicom.model import Assembly, Header, Item, Stack
+from medssl.io.dicom.reader import named_alike
 
 Volumes = Literal["auto", "refuse", "first", "middle", "all", "channels"]
 
@@ -26,6 +27,7 @@ _PARALLEL_FROM = 8000  # below it, starting processes takes longer than reading 
 _CHUNK_FILES = 200
 _SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
 _RADIOGRAPHS = {"CR", "DX", "MG", "XA", "RF", "IO", "PX"}
+_SEEN_BESIDE_OTHERS = ("W_BROKEN_NEIGHBOUR", "W_SPLIT", "W_VOLUME_ORDER")
 _SAME_WORD: dict[str, Modality] = {"CT": "CT", "MR": "MR", "PT": "PT", "US": "US"}
 
 Place = tuple[str, int]
@@ -42,7 +44,6 @@ class Series:
         refused: Name of a file, or of the first of several, and why.
         ignored: Name of a file, and why it is no image.
         duplicates: Name of a file, and of the file that it equals.
-        damaged: Folders in which a DICOM file was refused before it was known to which series it belongs.
         others: Files that are no DICOM.
     """
 
@@ -52,16 +53,7 @@ class Series:
     refused: list[tuple[str, MedSSLError]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
-    damaged: set[Path] = field(default_factory=set)
     others: list[Entry] = field(default_factory=list)
-
-    def doubts(self, item: Item) -> tuple[str, ...]:
-        """What speaks against the wholeness of an item, as ``W_CODE: sentence``."""
-        if self.damaged.isdisjoint(path.parent for path in item.paths):
-            return ()
-        return (
-            "W_DAMAGED_NEIGHBOUR: a DICOM file of its folder was refused; if it was one of its slices, one is lost.",
-        )
 
 
 def find_series(
@@ -78,6 +70,7 @@ def find_series(
     """
     result = Series(items_of={entry.path: str(entry.item) for entry in entries})
     headers: list[Header] = []
+    broken: list[Path] = []
     for entry, looked in zip(entries, _looks(entries, key=key, cache=cache, workers=workers), strict=True):
         if looked.header is not None:
             headers.append(looked.header)
@@ -87,9 +80,10 @@ def find_series(
             result.ignored.append((str(entry.item), looked.error.message))
         else:
             result.refused.append((str(entry.item), looked.error))
-            result.damaged.add(entry.path.parent)
+            broken.append(entry.path)
+    broken += named_alike([entry.path for entry in result.others], [header.path for header in headers])
     same = cache.same_pixels if cache is not None else None
-    assembly = assemble(headers, regularise=regularise, same_pixels=same)
+    assembly = assemble(headers, regularise=regularise, same_pixels=same, broken=broken)
     _check_all_are_there(headers, assembly)
     result.items = assembly.items
     result.ignored += [(result.items_of[path], reason) for path, reason in assembly.notes]
@@ -119,6 +113,11 @@ def chosen_stacks(item: Item, volumes: Volumes) -> tuple[tuple[int, ...], tuple[
     number = 0 if volumes == "first" else count // 2
     note = f"W_VOLUMES: number {number} of {count} volumes is taken; volumes: all takes each."
     return (number,), (note,)
+
+
+def doubts(stack: Stack) -> tuple[str, ...]:
+    """What is said of a stack beside other files and does not show when its own files alone are read again."""
+    return tuple(warning for warning in stack.warnings if warning.startswith(_SEEN_BESIDE_OTHERS))
 
 
 def modality_of(item: Item) -> Modality:

@@ -35,13 +35,13 @@ def walk(
         root: Folder to look through, with all below it; or one archive.
         follow_links: Whether links to folders are entered; one that leads back up never is.
         unpack_to: Folder to unpack archives into; without it they are files like others.
-        leave_out: Folders not to enter and not to name, such as those that medssl itself writes.
+        leave_out: Folders not to enter and files not to name, such as those that medssl itself writes.
 
     Raises:
         EnvironmentFaultError: if an archive does not fit on the disk.
     """
     if root.is_file():
-        return sorted(_opened(Entry(Path(root.name), root), unpack_to), key=lambda entry: entry.item)
+        return sorted(_opened(Entry(Path(root.name), root), unpack_to, root=None), key=lambda entry: entry.item)
     found: list[Entry] = []
     strange = {path.resolve() for path in leave_out}
 
@@ -53,9 +53,13 @@ def walk(
 
     for name, folders, files in os.walk(root, followlinks=follow_links, onerror=unreadable):
         here = Path(name)
-        folders[:] = [folder for folder in folders if not strange or (here / folder).resolve() not in strange]
+        real = here.resolve() if strange else here
+        folders[:] = [folder for folder in folders if real / folder not in strange]
+        limits = None if follow_links else root
         for file in files:
-            found += _opened(Entry((here / file).relative_to(root), here / file), unpack_to)
+            if real / file in strange:
+                continue
+            found += _opened(Entry((here / file).relative_to(root), here / file), unpack_to, root=limits)
         for linked in [here / folder for folder in folders if (here / folder).is_symlink()]:
             if follow_links and not here.resolve().is_relative_to(linked.resolve()):
                 continue
@@ -66,9 +70,11 @@ def walk(
     return sorted(found, key=lambda entry: entry.item)
 
 
-def _opened(entry: Entry, unpack_to: Path | None) -> list[Entry]:
-    """The entry itself, or the members of the archive that it is."""
-    if unpack_to is None or entry.item.name.startswith(".") or not is_archive(entry.path):
+def _opened(entry: Entry, unpack_to: Path | None, *, root: Path | None) -> list[Entry]:
+    """The entry itself, or the members of the archive that it is; one outside ``root`` is not opened."""
+    if unpack_to is None or any(part.startswith(".") for part in entry.item.parts) or not is_archive(entry.path):
+        return [entry]
+    if root is not None and entry.path.is_symlink() and not entry.path.resolve().is_relative_to(root.resolve()):
         return [entry]
     try:
         members = unpack(entry.path, unpack_to)

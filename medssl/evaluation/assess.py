@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,16 @@ from pydantic import Field
 
 from medssl import pool
 from medssl.config import Config
+from medssl.data.reading import nameless, one_channel, read_image, read_label, turned_onto
 from medssl.errors import CaseError, EnvironmentFaultError, GeometryError, MedSSLError, NoInputError
 from medssl.evaluation.matching import NO_PREDICTION, Pair, match
 from medssl.evaluation.metrics import Presence, Scores, score_labels
 from medssl.evaluation.statistics import cluster_bootstrap
-from medssl.io import read_volume
+from medssl.io import is_image, read_volume
 from medssl.ledger import Ledger, Outcome
 from medssl.progress import track
 from medssl.runfolder import RunFolder, atomic_write
+from medssl.volume import Volume
 
 METRICS = ("dice", "nsd", "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml")
 ALL_STRUCTURES = "all"
@@ -191,9 +194,12 @@ def summarise(cases: pd.DataFrame, *, bootstrap: int = 2000, seed: int = 0) -> p
 
 def _score(pair: Pair, *, config: EvaluateConfig) -> tuple[dict[int, dict[str, float | str]], tuple[str, ...]]:
     """Table columns of every structure asked for, or of those in this pair, and what to warn of."""
-    read = partial(read_volume, unit="label", xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
-    reference, reference_source = read(pair.reference)
-    prediction, prediction_source = read(pair.prediction)
+    reference, said, has_spacing = _read_reference(pair, config)
+    reading = pair.reading.completed(xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
+    prediction, prediction_source = read_volume(
+        pair.prediction, unit="label", xform=reading.xform, assume_spacing_mm=reading.assume_spacing_mm
+    )
+    prediction = turned_onto(prediction, reference.geometry)
     if prediction.array.shape != reference.array.shape:
         raise CaseError(
             f"{pair.case_id}: prediction of shape {prediction.geometry.shape}, reference {reference.geometry.shape}; "
@@ -222,17 +228,38 @@ def _score(pair: Pair, *, config: EvaluateConfig) -> tuple[dict[int, dict[str, f
         label_values=values,
         nsd_tolerance_mm=config.nsd_tolerance_mm,
     )
-    warnings = [*reference_source.warnings, *prediction_source.warnings]
+    warnings = [*said, *prediction_source.warnings]
     if not in_reference:
         warnings.append("W_EMPTY_LABEL: the reference holds background only.")
     unscored = sorted(in_prediction - set(values))
     if unscored:
         warnings.append(f"{_UNSCORED}: the prediction holds the label values {unscored}, which were not asked for.")
     columns = {value: found.to_dict() for value, found in scores.items()}
-    if not reference_source.has_spacing:
+    if not has_spacing:
         warnings.append(f"{_NO_MM}: no voxel size is known, so nothing was measured in mm; see assume_spacing_mm.")
         columns = {value: {**row, **dict.fromkeys(_IN_MM, np.nan)} for value, row in columns.items()}
     return columns, tuple(warnings)
+
+
+def _read_reference(pair: Pair, config: EvaluateConfig) -> tuple[Volume, tuple[str, ...], bool]:
+    """The reference as a preparation reads it, what to warn of, and whether its voxel size is known."""
+    reading = pair.reading.completed(xform=config.xform, assume_spacing_mm=config.assume_spacing_mm)
+    if pair.image is None or (reading.label_grid == "same" and is_image(pair.reference)):
+        with nameless(str(pair.reference), f"{pair.case_id}: reference") if pair.image else nullcontext():
+            volume, source = read_volume(
+                pair.reference,
+                unit="label",
+                xform=reading.xform,
+                assume_spacing_mm=reading.assume_spacing_mm,
+                volume="channels" if reading.volume == "channels" else None,
+                pages=reading.pages,
+            )
+        return one_channel(volume, item=pair.case_id), source.warnings, source.has_spacing
+    with nameless(str(pair.image), f"{pair.case_id}: image"):
+        image, source = read_image(pair.image, reading)
+    with nameless(str(pair.reference), f"{pair.case_id}: reference"):
+        volume, said = read_label(pair.reference, reading, image=image, item=pair.case_id)
+    return one_channel(volume, item=pair.case_id), said, source.has_spacing
 
 
 def _values(labels: np.ndarray[Any, Any]) -> set[int]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medssl.data.archive import is_archive
 from medssl.data.cohort import Cohort
 from medssl.data.reading import Reading
-from medssl.data.series import find_series, place_of
+from medssl.data.series import doubts, find_series, place_of
 from medssl.data.walk import Entry, walk
 from medssl.errors import CaseError, ConfigError, NoInputError, ReadError
 from medssl.io import is_image, stem
@@ -32,6 +33,7 @@ class Job:
         target: Label map to write.
         reading: Choices by which it is read.
         series: The DICOM item that it is a volume of.
+        warnings: What is said against it before it is read, as ``W_CODE: sentence``.
     """
 
     item: str
@@ -39,15 +41,17 @@ class Job:
     target: Path
     reading: Reading = field(default_factory=Reading)
     series: Item | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger) -> list[Job]:
+def plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger, *, unpack_to: Path) -> list[Job]:
     """Announce all inputs and book those that no label map can be made of; the rest is the work.
 
     Args:
-        inputs: Scans, folders of scans, series lists, or tables that ``medssl scan`` wrote.
+        inputs: Scans, folders of scans, archives, series lists, or tables that ``medssl scan`` wrote.
         out: Folder for the label maps: named like their file, by case id for a table, by series for DICOM.
         ledger: Where all are booked.
+        unpack_to: Folder to unpack archives into.
 
     Raises:
         NoInputError: if there is no scan.
@@ -55,7 +59,7 @@ def plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger) -> list[Job]:
         CaseError: E_TABLE, if a table is not what it should be.
     """
     given = [inputs] if isinstance(inputs, Path) else list(inputs)
-    jobs, seen = _jobs(given, out, ledger)
+    jobs, seen = _jobs(given, out, ledger, unpack_to)
     if not jobs:
         raise NoInputError(
             f"{', '.join(map(str, given)) or 'inputs'}: no image found; DICOM, NIfTI, MHA, NRRD, PNG, JPEG or TIFF "
@@ -84,13 +88,13 @@ def plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger) -> list[Job]:
     return good
 
 
-def _jobs(given: Sequence[Path], out: Path, ledger: Ledger) -> tuple[list[Job], set[Path]]:
+def _jobs(given: Sequence[Path], out: Path, ledger: Ledger, unpack_to: Path) -> tuple[list[Job], set[Path]]:
     """One job a scan, each announced; and the files that are scans."""
     jobs: list[Job] = []
     loose: list[Entry] = []
     seen: set[Path] = set()
     tables = [path for path in given if path.suffix.lower() == ".csv" and path.is_file()]
-    entries = [entry for path in given if path not in tables for entry in _entries(path, out)]
+    entries = [entry for path in given if path not in tables for entry in _entries(path, out, unpack_to)]
     for entry in entries:
         item, path = entry.item.as_posix(), entry.path
         if entry.fault is not None or not path.exists():
@@ -105,7 +109,7 @@ def _jobs(given: Sequence[Path], out: Path, ledger: Ledger) -> tuple[list[Job], 
             jobs += _of_list(entry, out, ledger)
         elif is_image(path):
             seen.add(path.resolve())
-            jobs.append(_announced(Job(item, path, out / f"{stem(path)}{_SUFFIX}"), ledger))
+            jobs.append(_announced(Job(item, path, out / f"{stem(entry.item)}{_SUFFIX}"), ledger))
         else:
             seen.add(path.resolve())
             loose.append(entry)
@@ -159,7 +163,8 @@ def _of_dicom(entries: Sequence[Entry], out: Path, ledger: Ledger) -> list[Job]:
         path = out / "series" / f"{series.name}{SUFFIX}"
         for number in range(count):
             target = _target(out, series.name, number, count)
-            job = Job(place + _ending(number, count), path, target, _number(number, count), series)
+            reading, said = _number(number, count), doubts(series.stacks[number])
+            job = Job(place + _ending(number, count), path, target, reading, series, said)
             jobs.append(_announced(job, ledger))
     return jobs
 
@@ -181,14 +186,15 @@ def _number(number: int, count: int) -> Reading:
     return Reading(volume=None if count == 1 else number)
 
 
-def _entries(path: Path, out: Path) -> Iterator[Entry]:
-    """Every file, through folders but not into the output folder or hidden places."""
-    if not path.is_dir():
+def _entries(path: Path, out: Path, unpack_to: Path) -> Iterator[Entry]:
+    """Every file, through folders and archives but not into the output folder or hidden places."""
+    if not path.is_dir() and not (path.is_file() and is_archive(path)):
         yield Entry(Path(path.name), path)
         return
-    for entry in walk(path):
+    for entry in walk(path, unpack_to=unpack_to):
         is_hidden = any(part.startswith(".") for part in entry.item.parts)
-        if not is_hidden and not entry.path.resolve().is_relative_to(out.resolve()):
+        is_member = entry.path.is_relative_to(unpack_to)
+        if not is_hidden and (is_member or not entry.path.resolve().is_relative_to(out.resolve())):
             yield entry
 
 

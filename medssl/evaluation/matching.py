@@ -8,21 +8,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medssl.data.cohort import Cohort, Split, read_table
+from medssl.data.cohort import Case, Cohort, Split, read_table
+from medssl.data.reading import Reading
 from medssl.errors import CaseError, NoInputError, ReadError
 from medssl.io import is_image, stem
+from medssl.io.dicom.series_list import SUFFIX
 from medssl.ledger import Ledger
 
 NO_PREDICTION = "no prediction"
 
 
 class Pair(NamedTuple):
-    """A case with the two files to compare."""
+    """A case with the two files to compare.
+
+    Args:
+        case_id: Its name.
+        subject_id: Whose it is.
+        prediction: Label map.
+        reference: Label map, DICOM-SEG or RTSTRUCT.
+        image: What the reference was drawn on, where a cohort names it.
+        reading: Choices of the cohort by which image and reference are read.
+    """
 
     case_id: str
     subject_id: str
     prediction: Path
     reference: Path
+    image: Path | None = None
+    reading: Reading = Reading()
 
 
 class _Reference(NamedTuple):
@@ -31,6 +44,8 @@ class _Reference(NamedTuple):
     name: str
     path: Path
     split: str | None
+    image: Path | None = None
+    reading: Reading = Reading()
 
 
 def match(
@@ -60,7 +75,8 @@ def match(
         if split is not None and reference.split != split:
             ledger.ignore(reference.case_id, f"not in split {split}")
         elif prediction is not None:
-            pairs.append(Pair(reference.case_id, reference.subject_id, prediction, reference.path))
+            names = (reference.case_id, reference.subject_id)
+            pairs.append(Pair(*names, prediction, reference.path, reference.image, reference.reading))
         elif split is None:
             ledger.ignore(reference.case_id, NO_PREDICTION)
         else:
@@ -103,7 +119,15 @@ def _references(labels: Path, subjects: str | None) -> list[_Reference]:
     if labels.suffix.lower() == ".csv":
         cases = Cohort.from_csv(labels).select(labelled=True)
         return [
-            _Reference(case.case_id, case.subject_id, stem(Path(case.image)), Path(str(case.label)), case.split)
+            _Reference(
+                case.case_id,
+                case.subject_id,
+                _predicted_name(case),
+                Path(str(case.label)),
+                case.split,
+                Path(case.image),
+                case.reading,
+            )
             for case in cases
         ]
     people = _subjects(Path(subjects)) if subjects else {}
@@ -120,6 +144,15 @@ def _references(labels: Path, subjects: str | None) -> list[_Reference]:
             code="E_TABLE",
         )
     return references
+
+
+def _predicted_name(case: Case) -> str:
+    """What a prediction is called that was made from the image itself, and not from the table."""
+    path = Path(case.image)
+    if not path.name.endswith(SUFFIX):
+        return stem(path)
+    number = "" if case.reading.volume is None else f"-{case.reading.volume:03d}"
+    return path.name.removesuffix(SUFFIX) + number
 
 
 def _subjects(path: Path) -> dict[str, dict[str, str]]:

@@ -11,6 +11,8 @@ import hashlib
 import io
 import json
 import logging
+import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +28,7 @@ from pydantic import Field
 from medssl import pool
 from medssl.config import Config
 from medssl.data.prepare import PrepareConfig, reading_of
-from medssl.data.reading import Reading, read_image
+from medssl.data.reading import Reading, nameless, read_image
 from medssl.data.store import StoredCase
 from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, MedSSLError
 from medssl.evaluation.inputs import Job, plan
@@ -38,10 +40,12 @@ from medssl.io.dicom.series_list import write_list
 from medssl.ledger import Ledger, Outcome
 from medssl.nn.bundle import Passport, load_bundle
 from medssl.progress import track
-from medssl.runfolder import RunFolder, atomic_write, make_folder, read_journal
+from medssl.runfolder import RunFolder, atomic_write, make_folder, read_journal, remove
 from medssl.volume import Volume
 
 _COLUMNS = ("item", "output", "source_digest", "output_digest", "voxels")
+
+_UNPACKED = ".tmp-unpacked-"  # a run that is killed leaves it, and a later one removes it
 
 _log = logging.getLogger(__name__)
 
@@ -88,8 +92,8 @@ def predict(
 
     Args:
         bundle: What ``finetune`` left.
-        inputs: A scan, a folder of scans (read through all its folders), a table that ``medssl scan`` wrote, a series
-            list, or several of these. Of DICOM files every volume is taken.
+        inputs: A scan, a folder of scans (read through all its folders), an archive of one, a table that
+            ``medssl scan`` wrote, a series list, or several of these. Of DICOM files every volume is taken.
         out: Folder for the label maps, ``predictions.csv``, ``refused.csv``, ``recipe.yaml`` and the journal.
         overlap: Share by which neighbouring windows overlap, in [0, 0.9].
         mirror_axes: Anatomical axes to mirror at test time; never LR where sides have labels of their own.
@@ -114,49 +118,53 @@ def predict(
     asked = {name: value for name, value in asked.items() if value is not None}
     reading = PrepareConfig.parse({**loaded.passport.prepare, **asked}, source="prepare options")
     ledger = Ledger()
-    jobs = plan(inputs, out, ledger)
-    if dry_run:
-        for job in jobs:
-            ledger.accept(job.item)
-        ledger.check()
-        return PredictResult(ledger, tuple(job.target for job in jobs))
+    room = (Path(tempfile.gettempdir()) if dry_run else out) / f"{_UNPACKED}{secrets.token_hex(8)}"
+    try:
+        jobs = plan(inputs, out, ledger, unpack_to=room)
+        if dry_run:
+            for job in jobs:
+                ledger.accept(job.item)
+            ledger.check()
+            return PredictResult(ledger, tuple(job.target for job in jobs))
 
-    recipe = {
-        "command": "predict",
-        "bundle_digest": digest(bundle / "digests.json"),
-        "overlap": overlap,
-        "mirror_axes": list(mirror_axes),
-        **asked,
-    }
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    records: list[dict[str, Any]] = []
-    outputs: list[Path] = []
-    with RunFolder(out) as run:
-        run.write_recipe({**recipe, "bundle": str(bundle), "device": settings.device, "medssl": version("medssl")})
-        written = _written(run)
-        done = {item: record for item, record in written.items() if record.get("key") == key}
-        work = partial(_predict_one, network=network, reading=reading, passport=loaded.passport, settings=settings)
-        _write_lists(jobs)
-        for job in track(jobs, "predict"):
-            kept = _kept(job, done)
-            record = pool.attempt(work, job, job.item) if kept is None else kept
-            if isinstance(record, EnvironmentFaultError):
-                raise record
-            if isinstance(record, MedSSLError):
-                _log.warning("%s: %s: %s", job.item, record.code, record.message)
-                ledger.reject(job.item, record)
-                continue
-            if kept is None:
-                run.journal.log(event="predicted", key=key, **record)
-            ledger.accept(job.item, warnings=tuple(record["warnings"]))
-            records.append(record)
-            outputs.append(job.target)
-        _remove_outdated(out, ledger, written, outputs)
-        atomic_write(out / "predictions.csv", _table(records))
-        atomic_write(out / "refused.csv", ledger.to_csv(Outcome.REJECTED, Outcome.DUPLICATE, Outcome.IGNORED))
-        ledger.check()
-        run.journal.log(command="predict", **ledger.counts())
-    return PredictResult(ledger, tuple(outputs))
+        recipe = {
+            "command": "predict",
+            "bundle_digest": digest(bundle / "digests.json"),
+            "overlap": overlap,
+            "mirror_axes": list(mirror_axes),
+            **asked,
+        }
+        key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        records: list[dict[str, Any]] = []
+        outputs: list[Path] = []
+        with RunFolder(out) as run:
+            run.write_recipe({**recipe, "bundle": str(bundle), "device": settings.device, "medssl": version("medssl")})
+            written = _written(run)
+            done = {item: record for item, record in written.items() if record.get("key") == key}
+            work = partial(_predict_one, network=network, reading=reading, passport=loaded.passport, settings=settings)
+            _write_lists(jobs)
+            for job in track(jobs, "predict"):
+                kept = _kept(job, done)
+                record = pool.attempt(work, job, job.item) if kept is None else kept
+                if isinstance(record, EnvironmentFaultError):
+                    raise record
+                if isinstance(record, MedSSLError):
+                    _log.warning("%s: %s: %s", job.item, record.code, record.message)
+                    ledger.reject(job.item, record)
+                    continue
+                if kept is None:
+                    run.journal.log(event="predicted", key=key, **record)
+                ledger.accept(job.item, warnings=(*job.warnings, *record["warnings"]))
+                records.append(record)
+                outputs.append(job.target)
+            _remove_outdated(out, ledger, written, outputs)
+            atomic_write(out / "predictions.csv", _table(records))
+            atomic_write(out / "refused.csv", ledger.to_csv(Outcome.REJECTED, Outcome.DUPLICATE, Outcome.IGNORED))
+            ledger.check()
+            run.journal.log(command="predict", **ledger.counts())
+        return PredictResult(ledger, tuple(outputs))
+    finally:
+        remove(room)
 
 
 def score_stored(
@@ -212,7 +220,8 @@ def _predict_one(
     job: Job, *, network: Network, reading: PrepareConfig, passport: Passport, settings: Settings
 ) -> dict[str, Any]:
     """Read, segment and write one scan; give its record."""
-    volume, source = read_image(job.path, reading_of(reading, job.reading), unit=reading.unit)
+    with nameless(str(job.path), job.item):
+        volume, source = read_image(job.path, reading_of(reading, job.reading), unit=reading.unit)
     if reading.spacing_mm is not None and not source.has_spacing:
         raise CaseError(
             f"{job.item}: states no spacing; the bundle works at {reading.spacing_mm} mm. "

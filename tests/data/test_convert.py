@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import dicoms
@@ -9,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from medssl.cli import app, run_guarded
 from medssl.data.convert import convert, read_first
@@ -71,6 +73,16 @@ def test_volumes_of_a_nifti_series_keep_its_grid(tmp_path: Path) -> None:
         written = nib.load(target)
         np.testing.assert_array_equal(np.asarray(written.dataobj), array[..., number])
         np.testing.assert_allclose(written.affine, affine, atol=1e-6)
+
+
+def test_colours_go_to_mha_and_an_archive_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).save(tmp_path / "a.png")
+    assert convert(tmp_path / "a.png", tmp_path / "out") == [tmp_path / "out" / "volume_000.mha"]
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "volume_000.mha"))).size == 60
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    with pytest.raises(ReadError, match="is an archive"):
+        convert(tmp_path / "a.zip", tmp_path / "b.nii.gz")
 
 
 def test_a_label_map_keeps_whole_numbers(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from phantoms import REAL_DATA, grid
+from PIL import Image
 from pydicom.uid import JPEG2000Lossless
 
 from medssl import cli, explain
@@ -198,6 +199,43 @@ def test_warnings_are_explained_and_a_remedy_only_where_there_is_one(tmp_path: P
     assert explain.NOTHING not in text
 
 
+def test_many_images_take_a_line_each_and_each_code_is_explained_once(tmp_path: Path) -> None:
+    for number in range(50):
+        dicoms.write_2d(tmp_path / str(number), series=f"s{number}", modality="CR", PixelSpacing=None)
+    (tmp_path / "cut.nii.gz").write_bytes(b"\x1f\x8b")
+    found = doctor(tmp_path)
+    lines = found.text().splitlines()
+    assert lines[0] == f"{tmp_path}: 50 to read, 1 refused, 0 ignored"
+    assert len(lines) < 70
+    assert "  and 10 more" in lines
+    codes = {warning.partition(":")[0] for finding in found.findings for warning in finding.warnings}
+    assert codes
+    for code in codes | {"E_TRUNCATED"}:
+        assert found.text().count(explain.meaning(code)) == 1
+    assert len(found.text(in_full=True).splitlines()) > 200
+    assert run("doctor", tmp_path, "--all") == 3
+
+
+def test_a_file_that_its_name_hides_is_told_by_its_content(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz", np.zeros((3, 3, 3), np.int16)).rename(tmp_path / "a copy")
+    (tmp_path / "b.dcm").touch()
+    (tmp_path / "Thumbs.db").touch()
+    (tmp_path / "x.json").write_text('{"medssl_series_list":1}')
+    found = doctor(tmp_path)
+    assert [(Path(finding.name).name, finding.code) for finding in found.of("refused")] == [("b.dcm", "E_EMPTY")]
+    reasons = {Path(finding.name).name: finding.reason for finding in found.of("ignored")}
+    assert reasons["a copy"].startswith("nifti by its content, but not by its name")
+    assert reasons["x.json"] == "a list that a scan wrote"
+    assert reasons["Thumbs.db"].startswith("no image")
+
+
+def test_a_picture_without_a_place_has_no_matrix(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a.png")
+    text = doctor(tmp_path / "a.png").text()
+    assert "no position in the patient is known" in text
+    assert "voxel index to mm" not in text
+
+
 def test_many_images_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_READ", 2)
     for number in range(4):
@@ -208,7 +246,10 @@ def test_many_images_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(read) == 4
     assert len(found.of("image")) == 6
     assert all(finding.geometry is not None for finding in found.of("image"))
-    assert len(found.of("ignored")) == 2
+    assert len(found.of("unread")) == 2
+    assert found.of("ignored") == ()
+    assert "2 not looked at" in found.text().splitlines()[0]
+    assert "not looked at; the first 2 images were, and a scan looks at all:" in found.text()
 
 
 def test_pixels_that_cannot_be_read_refuse_the_item_by_its_own_name(tmp_path: Path) -> None:

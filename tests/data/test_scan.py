@@ -372,7 +372,7 @@ def test_an_output_in_the_place_of_a_file_is_found_before_the_work(
 ) -> None:
     make_case(tmp_path / "d", "a")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("medssl.data.scan.pool.run", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr("medssl.pool.run", lambda *_, **__: pytest.fail("the work began"))
     for out in ("file", "file/cohort.csv"):
         with pytest.raises(EnvironmentFaultError):
             _scan(tmp_path / "d", tmp_path / out)

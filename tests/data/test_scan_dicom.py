@@ -174,7 +174,7 @@ def test_what_cannot_be_a_case_is_booked_once(tmp_path: Path) -> None:
     (copy,) = [entry for entry in result.ledger if entry.outcome is Outcome.DUPLICATE]
     assert "copy.dcm" in copy.item + copy.reason
     assert len(result.cohort) == 2
-    assert _warnings(result).count("W_DAMAGED_NEIGHBOUR") == 1
+    assert _warnings(result).count("W_BROKEN_NEIGHBOUR") == 1
     filled = _scan(data, tmp_path / "filled", regularise=True)
     assert len(filled.cohort) == 3
     assert [case.reading.regularise for case in filled.cohort] == [True] * 3

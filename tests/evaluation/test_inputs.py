@@ -17,7 +17,7 @@ from medssl.ledger import Ledger, Outcome
 
 def _plan(inputs: Path | list[Path], out: Path) -> tuple[list[Job], Ledger]:
     ledger = Ledger()
-    jobs = plan(inputs, out, ledger)
+    jobs = plan(inputs, out, ledger, unpack_to=out.with_name("room"))
     for job in jobs:
         ledger.accept(job.item)
     ledger.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -504,3 +505,28 @@ def test_a_table_of_a_scan_gets_label_maps_named_by_case(tmp_path: Path, oracle:
     calls = len(oracle)
     predict(bundle(tmp_path / "bundle"), found.path, out=tmp_path / "out")
     assert len(oracle) == calls
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_an_archive_is_opened_and_read_and_nothing_of_it_stays(
+    tmp_path: Path, oracle: list[int], is_inside: bool
+) -> None:
+    files = dicoms.write_series(tmp_path / "raw", modality="MR", slope=None)
+    (tmp_path / "d").mkdir()
+    with zipfile.ZipFile(tmp_path / "d/x.zip", "w") as archive:
+        for file in files:
+            archive.write(file, f"Doe/{file.name}")
+        archive.write(save_scan(tmp_path / "b.nii.gz"), "Doe/b.nii.gz")
+        archive.writestr("Doe/cut.nii.gz", b"\x1f\x8b")
+    scans, out, model = tmp_path / "d" if is_inside else tmp_path / "d/x.zip", tmp_path / "out", bundle(tmp_path / "m")
+    dry = predict(model, scans, out=out, dry_run=True)
+    assert not out.exists()
+    first = predict(model, scans, out=out)
+    assert len(first.outputs) == len(dry.outputs) - 1 == 2
+    assert "b.nii.gz" in {path.name for path in first.outputs}
+    (refused,) = [entry for entry in first.ledger if entry.outcome is Outcome.REJECTED]
+    assert refused.reason.startswith("x.zip/Doe/cut.nii.gz: ")
+    assert not list(out.glob(".tmp-*"))
+    runs = len(oracle)
+    assert predict(model, scans, out=out).outputs == first.outputs
+    assert len(oracle) == runs

@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from medssl.errors import ExitCode, MedSSLError
+from medssl.ledger import Outcome, printable
 
 _UsageFault: Any = typer.BadParameter.mro()[2]  # ClickException, of click or of the copy that newer typers carry
+_ENVIRONMENT_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.EFBIG}
 
 app = typer.Typer(
     name="medssl",
@@ -88,10 +91,15 @@ def scan(
     label_grid: Annotated[
         str, typer.Option(help="Labels on another grid than their image: same refuses, resample, or trust.")
     ] = "same",
+    xform: Xform = None,
+    assume_spacing: AssumeSpacing = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Find images and labels, check each; write a cohort table, a report page, and what was refused and why."""
+    """Find images and labels in an export and check each.
+
+    Writes a cohort table, a report page, and what was refused and why.
+    """
     from medssl.config import apply_overrides
     from medssl.data.scan import ScanConfig
     from medssl.data.scan import scan as run
@@ -101,6 +109,8 @@ def scan(
         "volumes": volumes,
         "regularise": regularise,
         "label_grid": label_grid,
+        "xform": xform,
+        "assume_spacing_mm": assume_spacing,
     }
     if table is not None:
         given["table"] = str(table)
@@ -108,7 +118,8 @@ def scan(
         given["modality"] = modality
     config = ScanConfig.parse(apply_overrides(given, overrides or []), source="scan options")
     result = run(data, out, config=config, dry_run=dry_run)
-    _close(result.ledger, f"cohort of {len(result.cohort)} cases", out, dry_run=dry_run)
+    see = [result.path.with_name(name) for name in ("report.html", "refused.csv")]
+    _close(result.ledger, f"cohort of {len(result.cohort)} cases", out, dry_run=dry_run, see=see)
 
 
 @app.command()
@@ -121,14 +132,18 @@ def doctor(
     regularise: Regularise = False,
     xform: Xform = None,
     assume_spacing: AssumeSpacing = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Tell all of every image in a large folder.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Tell all that is known of an image or a folder: geometry, units, order of slices, what is wrong, what to do."""
+    """Tell what an image or folder holds and what is wrong.
+
+    Of a few images all is told: geometry, units, order of slices, what to do. Of many, one line each.
+    """
     from medssl.data.doctor import doctor as run
 
     reading = _reading(volume, overrides, regularise=regularise, xform=xform, assume_spacing_mm=assume_spacing)
     found = run(path, label=label, on=on, reading=reading)
-    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.text())
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else _lines(found.text(in_full=show_all)))
     raise typer.Exit(int(found.exit_code()))
 
 
@@ -153,7 +168,7 @@ def convert(
 
     reading = _reading(volume, overrides, regularise=regularise, xform=xform, assume_spacing_mm=assume_spacing)
     for path in run(item, out, label=label, on=on, reading=reading, dry_run=dry_run):
-        typer.echo(f"{'would write' if dry_run else 'wrote'} {path}")
+        typer.echo(f"{'would write' if dry_run else 'wrote'} {_lines(str(path))}")
 
 
 @app.command()
@@ -165,14 +180,14 @@ def prepare(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Bring every case to one orientation, spacing and intensity scale, once, into a store that is read by crop."""
+    """Bring every case to one orientation, spacing and scale."""
     from medssl.config import apply_overrides, load_yaml
     from medssl.data.prepare import PrepareConfig
     from medssl.data.prepare import prepare as run
 
     parsed = PrepareConfig.parse(apply_overrides(load_yaml(config), overrides or []), source=str(config))
     result = run(parsed, cohort=cohort, out=out, workers=workers, dry_run=dry_run)
-    _close(result.ledger, "store", out, dry_run=dry_run)
+    _close(result.ledger, "store", out, dry_run=dry_run, see=[out / "refused.csv"])
 
 
 @app.command()
@@ -203,7 +218,7 @@ def finetune(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a segmentation model on labelled cases, from a pretrained encoder or from scratch; leaves a bundle."""
+    """Train a segmentation model on labelled cases."""
     from medssl.recipe import finetune as run
 
     result = run(
@@ -238,7 +253,7 @@ def predict(
     given = {"overlap": overlap, "xform": xform, "assume_spacing_mm": assume_spacing}
     config = PredictConfig.parse(apply_overrides(given, overrides or []), source="predict options")
     result = run(bundle, scans, out=out, device=device, dry_run=dry_run, **config.model_dump())
-    _close(result.ledger, "label maps", out, dry_run=dry_run)
+    _close(result.ledger, "label maps", out, dry_run=dry_run, see=[out / "refused.csv"])
 
 
 @app.command()
@@ -249,7 +264,7 @@ def evaluate(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure Dice, surface Dice and HD95 in mm, a case and a structure, with intervals over patients."""
+    """Measure Dice, surface Dice and HD95 in mm."""
     from medssl.config import apply_overrides
     from medssl.evaluation.assess import EvaluateConfig
     from medssl.evaluation.assess import evaluate as run
@@ -258,7 +273,7 @@ def evaluate(
     result = run(predictions, labels, out=out, config=config, dry_run=dry_run)
     for line in result.sentences():
         typer.echo(line)
-    _close(result.ledger, "metrics", out, dry_run=dry_run)
+    _close(result.ledger, "metrics", out, dry_run=dry_run, see=[out / "refused.csv"])
 
 
 @app.command()
@@ -269,7 +284,7 @@ def study(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Does pretraining help? Compare pretrained arms with the from-scratch twin at several label budgets."""
+    """Does pretraining help? Compare with the from-scratch twin."""
     from medssl.evaluation.study import study as run
 
     result = run(config, store=store, out=out, overrides=overrides or [], dry_run=dry_run)
@@ -285,7 +300,7 @@ def demo(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Run the whole path, tiny, on generated phantoms, and say where each result lies."""
+    """Run the whole path, tiny, on generated phantoms."""
     from medssl.config import apply_overrides
     from medssl.quickstart import DemoConfig
     from medssl.quickstart import demo as run
@@ -298,6 +313,7 @@ def demo(
 def main() -> None:
     """Run the command line and end with the exit code that errors.py documents."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold images
     sys.exit(run_guarded(lambda: app(standalone_mode=False), debug="--debug" in sys.argv))
 
 
@@ -328,22 +344,20 @@ def run_guarded(command: Callable[[], Any], *, debug: bool = False) -> int:
             f"E_MEMORY: out of memory ({error}). Use smaller crops or batches, or fewer workers.", ExitCode.ENVIRONMENT
         )
     except OSError as error:
-        if debug or error.errno not in {
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-            errno.EMFILE,
-            errno.EFBIG,
-        }:
+        if debug or error.errno not in _ENVIRONMENT_FAULTS:
             raise
         return _say(f"E_ENVIRONMENT: {error.filename}: {error.strerror}. Mend it and run again.", ExitCode.ENVIRONMENT)
     return result if isinstance(result, int) else ExitCode.OK
 
 
 def _say(line: str, code: int) -> int:
-    typer.echo(line, err=True)
+    typer.echo(_lines(line), err=True)
     return int(code)
+
+
+def _lines(text: str) -> str:
+    """Text for the terminal: names of files may hold anything, and only our own line breaks stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _reading(volume: str | None, overrides: list[str] | None, **given: Any) -> Any:
@@ -352,6 +366,8 @@ def _reading(volume: str | None, overrides: list[str] | None, **given: Any) -> A
     from medssl.data.reading import Reading
 
     choice = int(volume) if volume is not None and volume.isdigit() else volume
+    if not (choice is None or isinstance(choice, int) or choice == "channels"):
+        raise typer.BadParameter(f"--volume is a number from 0, or channels, not {volume}")
     return Reading.parse(apply_overrides({"volume": choice, **given}, overrides or []), source="read options")
 
 
@@ -361,14 +377,17 @@ def _resume(value: str) -> Any:
     return value
 
 
-def _close(ledger: Any, what: str, out: Path, *, dry_run: bool) -> None:
-    """Print what became of the inputs and leave with the ledger's exit code."""
-    from medssl.ledger import Outcome
+def _close(ledger: Any, what: str, out: Path, *, dry_run: bool, see: Sequence[Path] = ()) -> None:
+    """Print what became of the inputs, and where to look, and leave with the ledger's exit code."""
+    from medssl.report.closing import closing_lines
 
-    for entry in ledger:
-        if entry.outcome in {Outcome.REJECTED, Outcome.WARNED, Outcome.DUPLICATE}:
-            typer.echo(f"{entry.outcome}: {entry.item}: {entry.code} {entry.reason}", err=True)
-    typer.echo(f"{ledger.summary()}; {'would write' if dry_run else 'wrote'} {what}: {out}")
+    for line in closing_lines(ledger):
+        typer.echo(printable(line), err=True)
+    typer.echo(_lines(f"{ledger.summary()}; {'would write' if dry_run else 'wrote'} {what}: {out}"))
+    is_whole = ledger.count(Outcome.REJECTED) == 0
+    told = [] if dry_run else [str(path) for path in see if not (is_whole and path.name == "refused.csv")]
+    if told:
+        typer.echo(_lines(f"look at {', '.join(told)}"))
     raise typer.Exit(int(ledger.exit_code()))
 
 

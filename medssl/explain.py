@@ -38,10 +38,10 @@ E_PAIR  One file of a pair is missing, or it cannot be told which label map belo
 E_ENCODING  The voxels are stored in a way that is not read. -> Convert to .mha, .nrrd or .nii.gz with SimpleITK.
 E_DTYPE  The voxel type is none that can be kept without loss. -> Convert to float32 or to integers of at most 32 bits.
 E_NDIM  The image has more dimensions than one volume has.
-    -> Choose one volume with the option volume (`--volume k`), or take them as channels.
+    -> Choose one with `--volume k`, or in a scan with `--volumes first`; or take them as channels.
 E_RANGE  Values do not fit the type that would hold them. -> Rescale the image, or renumber the labels.
 E_NONFINITE  There are too many voxels that are NaN or infinite, or any in a label map. -> Repair the image or label.
-E_LINK  A link leads out of the folder, or to a folder. -> Give the real folder, or set follow_links: true.
+E_LINK  A link leads out of the folder, or to a folder. -> Give the real folder, or set `--set follow_links=true`.
 E_NAME  A file name cannot be written into tables or on this disk. -> Rename the file: letters, digits and . _ - only.
 E_NAME_CLASH  Two names are the same but for upper case, accents, blanks or the file type. -> Rename one of them.
 E_ARCHIVE  The archive is damaged, protected, or holds members that would leave its folder.
@@ -52,7 +52,8 @@ E_READER_LIMIT  Decoding took more memory or time than an image of this size can
     -> Take the file from its source again; damaged content can do this.
 E_HUNG  One file took far longer than the others and was given up. -> Check the disk; try this file alone.
 E_MEMORY  There is not enough free memory. -> Free memory, use fewer workers, or work on smaller images.
-E_UNEXPECTED  A fault that medssl did not foresee; only this file is affected. -> Please report it, with --debug.
+E_UNEXPECTED  A fault that medssl did not foresee; only this file is affected.
+    -> Please report it, with what `--debug` shows.
 E_NO_DATA  The place given is neither a folder nor a table of cases. -> Give a folder of images, or a CSV of cases.
 E_NO_INPUT  Nothing usable was found. -> Check the path and read refused.csv, which says why each file was left out.
 
@@ -67,10 +68,10 @@ E_CODEC_DATA  The compressed pixels do not decode to a picture of the stated siz
 E_TAG  A DICOM element that is needed holds a text that is no number, or is missing. -> Export the series again.
 E_RESCALE  The rescale slope is zero or no number, so stored values cannot become real ones. -> Export again.
 E_SIGNEDNESS  Stored values are signed, and the header calls them unsigned (or the reverse).
-    -> If the histogram agrees, read with fix_signedness: true.
+    -> If the histogram agrees, read with `--set fix_signedness=true`.
 E_PHOTOMETRIC  The colour model is unknown or does not fit the pixels. -> Export as RGB or MONOCHROME2.
 E_BURNED_IN  The file says that text, often the patient's name, is written into the picture.
-    -> Clean the pictures, or set burned_in: accept if you may use them as they are.
+    -> Clean the pictures, or scan with `--set burned_in=accept` if you may use them so.
 E_UNIT  The values are not in the unit that was asked for, such as HU or SUV. -> Correct the modality, or ask for none.
 W_NO_META  The file lacks the usual DICOM head and was read all the same, as implicit or explicit little endian.
     -> Nothing to do, if geometry and values look right.
@@ -99,9 +100,9 @@ W_SC  A screen save or another derived picture lay in the series and was left ou
 
 # DICOM series
 
-E_MISSING_SLICE  One or more slices of the series are not there; the distance doubles at one place.
-    -> Export the missing slices, or read with --regularise, which interpolates them and says so.
-E_NONUNIFORM  The distances between slices vary. -> Export one volume at a time, or resample with --regularise.
+E_MISSING_SLICE  One or more slices of the series are not there, so two neighbours lie too far apart.
+    -> Export the missing slices, or read with `--regularise`, which interpolates them and says so.
+E_NONUNIFORM  The distances between slices vary. -> Export one volume at a time, or resample with `--regularise`.
 E_DUP_POSITION  Two slices with different content lie at one place, and no header field tells two volumes apart.
     -> Export one reconstruction only.
 E_DUP_SOP  Two different files claim to be the same DICOM instance. -> Find out which is right and remove the other.
@@ -113,11 +114,11 @@ E_NO_GEOMETRY  Slices have neither position nor orientation, so they cannot be s
 E_AMBIGUOUS_STACK  Several slices share each place, and no header field sorts them into volumes.
     -> Export echoes, phases or b-values as series of their own.
 E_PATIENT_MIX  One series holds slices of two patients. -> Separate them at the source; something went badly wrong.
-E_SEVERAL  The item holds several volumes, and none was chosen. -> Choose with --volume k, or take all.
+E_SEVERAL  The item holds several volumes, and none was chosen. -> Choose with `--volume k`, or take all.
 E_VOLUME  The item has no volume of that number. -> Choose one of those that the message names, from 0.
 E_SERIES_LIST  The series list is damaged, or of another version of medssl. -> Scan the files again.
 E_SERIES_CHANGED  The files no longer make the volumes that the scan has seen. -> Scan the files again.
-E_NEEDS_IMAGE  Contours and segmentations lie on the grid of an image. -> Give that image with --on.
+E_NEEDS_IMAGE  Contours and segmentations lie on the grid of an image. -> Give that image with `--on`.
 E_NO_REGION  There is no closed contour that could be filled. -> Give a structure set with drawn regions.
 W_TILT  The gantry was tilted: slices are shifted against each other. The shear is kept in the affine.
     -> Nothing to do; preparing resamples it to right angles.
@@ -138,8 +139,6 @@ W_OVERLAP  Structures overlap, so each became a channel of 0 and 1. -> Nothing t
 W_SPLIT  One series holds images on several grids; each became an image of its own. -> Nothing to do.
 W_BROKEN_NEIGHBOUR  Files of the same folder could not be read; slices at the ends of this image may be among them.
     -> Mend or copy those files again, and compare the number of slices with the source.
-W_DAMAGED_NEIGHBOUR  A DICOM file of the same folder was refused; a slice of this image may be missing at an end.
-    -> Mend or copy that file again, and compare the number of slices with the source.
 W_LEFT_OUT  Files of the folder are not part of the volume. -> Nothing to do, if the number of slices is right.
 W_LOCALIZER  A lone slice of another direction or size, such as a planning view, was left out. -> Nothing to do.
 W_FRAME_POSITIONS  One position is given for all frames of a file; even steps were assumed.
@@ -152,21 +151,21 @@ W_MIXED_TRAITS  Slices of one volume differ in fields that usually tell volumes 
 E_AFFINE  The matrix from voxels to millimetres is not finite or flattens space. -> Repair the header, or export again.
 E_SHAPE  Sizes do not fit: image and label, or array and grid. -> Use a label map that was drawn on this very image.
 E_GEOMETRY  Two grids lie at different places or turn differently by more than 0.1 mm.
-    -> Set label_grid: resample for labels drawn on another grid; if only the label's header is wrong, trust.
+    -> Scan with `--label-grid resample` for labels on another grid; with `trust` if only the label's header is wrong.
 E_SPACING  A voxel size is zero, no number, or outside 0.01 to 50 mm.
-    -> Export again; if the true size is known, give it with --assume-spacing.
-E_NO_SPACING  The file does not say how large a voxel is. -> Give it with --assume-spacing X Y Z.
+    -> Export again; if the true size is known, give it with `--assume-spacing`.
+E_NO_SPACING  The file does not say how large a voxel is. -> Give it with `--assume-spacing X Y Z`.
 E_ORIENTATION  The orientation is not one letter each of R/L, A/P and S/I. -> Write RAS, LPS or the like.
 E_XFORM_CONFLICT  The two transforms of a NIfTI file place the image differently.
-    -> Find out which is right, then read with --xform sform or --xform qform.
+    -> Find out which is right, then read with `--xform sform` or `--xform qform`.
 E_SPACE  The NRRD world is none of the patient's. -> Convert it to left-posterior-superior.
 E_SPACE_DIRS  The NRRD directions do not span three axes of space. -> Take the source and convert again.
 E_UNITS  Positions are not in mm. -> Convert them to mm.
 W_NO_XFORM  The file states no orientation; left and right, front and back, head and foot are a guess.
     -> Compare with the source before you trust any side.
 W_NO_SPACE  The NRRD file names no anatomical space; left-posterior-superior was assumed. -> Check left and right.
-W_NO_SPACING  The file has no size in mm; 1 mm was assumed. -> Give --assume-spacing before you measure anything.
-W_SPACING_MISSING  The file has no voxel size; 1 mm was assumed. -> Give --assume-spacing if you know better.
+W_NO_SPACING  The file has no size in mm; 1 mm was assumed. -> Give `--assume-spacing` before you measure anything.
+W_SPACING_MISSING  The file has no voxel size; 1 mm was assumed. -> Give `--assume-spacing` if you know better.
 W_SPACING_ASSUMED  The voxel size that you gave was used. -> Nothing to do.
 W_PIXDIM  A negative voxel size was taken as positive. -> Nothing to do; the transform decides the direction.
 W_UNITS  Positions in metres or micrometres were converted to mm. -> Nothing to do, if the size in mm looks right.
@@ -192,7 +191,7 @@ W_NO_BODY  No voxel is brighter than the background. -> Check modality and value
 W_ALPHA  Transparent pixels were laid on black. -> Nothing to do.
 W_COLOUR  Colours were converted to RGB. -> Nothing to do.
 W_EXIF  The picture was turned as its camera says. -> Nothing to do.
-W_PAGES  The pages of the file were stacked as slices, as asked. -> Give --assume-spacing if the distance is known.
+W_PAGES  The pages of the file were stacked as slices, as asked. -> Give `--assume-spacing` if the distance is known.
 W_EXTENSION  The name promises another format than the content has; the content decides. -> Rename the file.
 W_TRAILING  Zero bytes after the image were ignored. -> Nothing to do.
 
@@ -204,14 +203,16 @@ E_NO_TABLE  The table that was named is not there. -> Give its path.
 E_DUPLICATE_ID  A case id occurs twice. -> Rename one.
 E_KEY  The file of pseudonyms holds no key. -> Give the pseudonyms.json of an earlier scan, or move it away.
 E_LEAK  A person is in more than one split, so the test would be no test. -> Correct the split column.
-E_MODALITY  The case is of another modality than the preparation is for. -> Choose a matching recipe.
+E_MODALITY  The case is of another modality than the preparation is for.
+    -> Take the recipe of that modality, with a store of its own.
 E_NO_LABEL  There is no label map where one is needed. -> Add it, or leave the case out.
 E_MULTI_LABEL  Structures overlap, each in a channel of its own, where one number a voxel is needed.
     -> Choose which structure wins and write one label map.
 E_NO_PREDICTION  A case has no predicted label map; it gets the worst score. -> Predict it.
 E_OVERWRITE  The output would take the place of an input. -> Choose another output folder.
 W_DUPLICATE  The same image was found twice; one was kept. -> Nothing to do.
-W_SUBJECT  It is a guess whose image this is; one person could be in two splits. -> Give a table with subject_id.
+W_SUBJECT  It is a guess whose image this is; one person could be in two splits.
+    -> Give a table with subject_id (`--table`).
 W_ONE_SUBJECT  All images count as one person's, so no split can be made. -> Give a table with subject_id.
 W_NO_SPLIT  The case has no split while others have. -> Complete the table.
 W_NOT_IN_TABLE  The table has no row for this case. -> Add one, or accept the guess.
@@ -241,7 +242,7 @@ E_NONFINITE_LOSS  The loss was no number several times in a row. -> Lower the le
 E_NONFINITE_WEIGHTS  Weights are no numbers; nothing was saved. -> Resume from the last good checkpoint.
 E_RESUME_DIFF  The recipe differs from that of the run to go on with. -> Use the same recipe, or another folder.
 E_RESUME_EXISTS  The folder already holds a run. -> Resume it, or choose another folder.
-E_RESUME_NOTHING  There is nothing to go on with. -> Start with --resume auto.
+E_RESUME_NOTHING  There is nothing to go on with. -> Start with `--resume auto`.
 E_STOPPED  A signal ended the run. -> Run the same command again; it goes on where it stood.
 
 # Machine
@@ -250,12 +251,13 @@ E_ENVIRONMENT  Disk, memory, device or permission stands in the way. -> Mend it 
 E_DISK_FULL  No space is left. -> Free space and run the same command again.
 E_DISK  The disk or its connection failed. -> Mend it and run the same command again.
 E_NOT_A_FOLDER  A file lies where a folder is needed. -> Choose another output name.
-E_DEVICE  The device that was asked for is not there. -> Choose --device auto or cpu.
+E_DEVICE  The device that was asked for is not there. -> Choose `--device auto` or `cpu`.
 E_OUT_OF_MEMORY  The device has too little memory. -> Use smaller crops or batches.
 E_LOCKED  Another run holds the folder. -> Wait for it, stop it, or choose another folder.
 E_MEDSSL  A refusal without a name of its own. -> See the message.
 """
 
+_WARNING = re.compile(r"(?<!\S)(W_[A-Z0-9_]+): ")
 _ENTRY = re.compile(r"([EW]_[A-Z0-9_]+)  (.+?) -> (.+)")
 
 
@@ -291,6 +293,11 @@ def remedy(code: str) -> str:
     """What to do about a code, in a sentence or two; empty for an unknown one."""
     found = explain(code)
     return found.remedy if found else ""
+
+
+def codes(text: str) -> list[str]:
+    """Codes of the warnings in a text of ``W_CODE: sentence`` strings, in their order."""
+    return _WARNING.findall(text)
 
 
 def markdown() -> str:

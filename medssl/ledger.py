@@ -117,5 +117,10 @@ class Ledger:
 
 def inert(text: str) -> str:
     """Escape control characters, and keep a spreadsheet from reading the cell as a formula."""
-    shown = "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
+    shown = printable(text)
     return f"'{shown}" if shown[:1] in {"=", "+", "@"} else shown
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor, colour, turn or forge a line: control, bidirectional and undecodable ones."""
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)

@@ -80,6 +80,8 @@ def test_every_command_runs_and_leaves_a_recipe_and_a_journal(files: Files, caps
         assert files.run(command) == 0, capsys.readouterr()
         said = capsys.readouterr().out
         assert str(files.out(command)) in said
+        assert "refused.csv" not in said
+        assert ("look at" in said) == (command == "scan")
         folder = files.out(command).parent if command == "scan" else files.out(command)
         names = {path.name for path in folder.iterdir()}
         assert "journal.jsonl" in names
@@ -196,6 +198,7 @@ def test_one_bad_case_among_good_ones_is_named_and_has_exit_code_3(
         assert "phantom_001" in output.err
         assert "rejected" in output.err
         assert "2 seen: 1 accepted" in output.out
+        assert "refused.csv" in output.out.splitlines()[-1]
         path.write_bytes(whole)
 
 

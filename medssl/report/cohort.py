@@ -106,7 +106,7 @@ def write_cohort_report(
     environment = Environment(
         loader=PackageLoader("medssl.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"png": _base64, "words": _words, "remedy": _remedy}
+    environment.filters |= {"png": _base64, "words": _words, "remedy": _remedy, "meaning": explain.meaning}
     shown = [case for case in cases if case.thumbnail is not None][:_MOST_THUMBNAILS]
     html = environment.get_template("cohort.html.j2").render(
         tiles=_tiles(cases, ledger),

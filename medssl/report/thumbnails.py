@@ -150,5 +150,5 @@ def _png(panels: list[Image.Image]) -> bytes:
         sheet.paste(panel, (left, 0))
         left += panel.width + _GAP
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    sheet.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -205,6 +205,8 @@ E_KEY  The file of pseudonyms holds no key. -> Give the pseudonyms.json of an ea
 E_LEAK  A person is in more than one split, so the test would be no test. -> Correct the split column.
 E_MODALITY  The case is of another modality than the preparation is for.
     -> Take the recipe of that modality, with a store of its own.
+E_SPATIAL_DIMS  A volume, where the preparation is for images of one slice, or the other way round.
+    -> Nothing, if these cases belong to another study; else prepare them into a store of their own.
 E_NO_LABEL  There is no label map where one is needed. -> Add it, or leave the case out.
 E_MULTI_LABEL  Structures overlap, each in a channel of its own, where one number a voxel is needed.
     -> Choose which structure wins and write one label map.

@@ -90,7 +90,10 @@ def spatial_dims_of(cases: Sequence[StoredCase]) -> SpatialDims:
     """2 for images of one slice, 3 for volumes; a mixture is refused."""
     flat = {case.shape[2] == 1 for case in cases}
     if len(flat) > 1:
-        raise ConfigError("the store mixes images of one slice with volumes; one kind is needed. Split the cohort.")
+        raise ConfigError(
+            "the store mixes images of one slice with volumes; one kind is needed. Prepare it anew with spatial_dims 2 "
+            "or 3, which leaves the others out."
+        )
     return 2 if flat.pop() else 3
 
 

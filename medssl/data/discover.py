@@ -8,7 +8,6 @@ the names of the folders that hold it and no other DICOM image.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 import unicodedata
@@ -21,6 +20,7 @@ from typing import Literal
 from medssl import io
 from medssl.data.archive import is_archive
 from medssl.data.cohort import Modality
+from medssl.data.identify import safe_id
 from medssl.data.incremental import Cache
 from medssl.data.series import Series, Volumes, chosen_stacks, doubts, find_series, modality_of, place_of
 from medssl.data.walk import Entry, walk
@@ -35,7 +35,6 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 _ENTITIES = re.compile(r"_(label|desc|space)-[A-Za-z0-9]+")
 _SUBJECT = re.compile(r"^sub-([A-Za-z0-9]+)")
 _NOT_TAKEN = "label of an image that is not taken"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 Whose = Literal["told", "folder", "unknown"]
@@ -130,15 +129,13 @@ def discover(
         text = f"{root}: is no folder and no archive. Give a folder of images, a .zip of one, or a CSV of cases."
         raise ReadError(text, code="E_NO_DATA")
     result = Discovery()
-    images: dict[Path, Path] = {}
-    labels: dict[Path, Path] = {}
-    unknown: list[Entry] = []
+    candidates: list[Entry] = []
     for entry in walk(root, follow_links=rules.follow_links, unpack_to=unpack_to, leave_out=leave_out):
         path = entry.item
         reason = _why_ignored(path) if entry.fault is None or _is_hidden(path) else ""
         if not str(path).isprintable():
             shown = str(path).encode("unicode_escape").decode()
-            text = f"{shown}: the name has control characters or is not UTF-8; tables cannot hold it. Rename the file."
+            text = f"{shown}: the name has control characters or is not UTF-8. Rename the file."
             result.refused.append((shown, ReadError(text, code="E_NAME")))
         elif reason:
             result.ignored.append((str(path), reason))
@@ -147,17 +144,10 @@ def discover(
         elif not rules.follow_links and entry.path == root / path and _leads_out(root, path):
             text = f"{path}: is a link that leads out of the folder. Set follow_links: true to allow it."
             result.refused.append((str(path), ReadError(text, code="E_LINK")))
-        elif not io.is_image(path):
-            unknown.append(entry)
-        elif _is_label(path, rules.label_suffixes):
-            labels[path] = entry.path
-        elif rules.image_glob is not None and not path.match(rules.image_glob):
-            result.ignored.append((str(path), f"does not match {rules.image_glob}"))
-        elif "derivatives" in path.parts:
-            result.ignored.append((str(path), "derived image, no label by its name"))
         else:
-            images[path] = entry.path
-    series = find_series(unknown, key=key, cache=cache, regularise=rules.regularise, workers=rules.workers)
+            candidates.append(entry)
+    series = find_series(candidates, key=key, cache=cache, regularise=rules.regularise, workers=rules.workers)
+    images, labels = _by_name(series.others, rules, result)
     paired = _pair(list(images), list(labels), rules.label_suffixes, _folders_of_one(series), result)
     _take_series(series, rules, result, drawn={image: (label, labels[label]) for image, label in paired.items()})
     shared = _shared_folders(list(images))
@@ -178,6 +168,25 @@ def discover(
     return result
 
 
+def _by_name(entries: Sequence[Entry], rules: Rules, result: Discovery) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """Images and labels among the files that are no DICOM, their places by their names; the rest is booked."""
+    images: dict[Path, Path] = {}
+    labels: dict[Path, Path] = {}
+    for entry in entries:
+        path = entry.item
+        if not io.is_image(path):
+            result.ignored.append((str(path), _what_it_is(entry)))
+        elif _is_label(path, rules.label_suffixes):
+            labels[path] = entry.path
+        elif rules.image_glob is not None and not path.match(rules.image_glob):
+            result.ignored.append((str(path), f"does not match {rules.image_glob}"))
+        elif "derivatives" in path.parts:
+            result.ignored.append((str(path), "derived image, no label by its name"))
+        else:
+            images[path] = entry.path
+    return images, labels
+
+
 def _take_series(series: Series, rules: Rules, result: Discovery, *, drawn: Mapping[Path, tuple[Path, Path]]) -> None:
     """Make cases of the volumes of DICOM items, and book the files that are none.
 
@@ -187,7 +196,7 @@ def _take_series(series: Series, rules: Rules, result: Discovery, *, drawn: Mapp
         result: Gets them.
         drawn: Name and place of a label map in another format, by the name of the item that it is of.
     """
-    result.ignored += [(str(entry.item), _what_it_is(entry)) for entry in series.others] + series.ignored
+    result.ignored += series.ignored
     result.refused += series.refused
     result.duplicates += series.duplicates
     unused = set(series.labels.values())
@@ -229,15 +238,6 @@ def _take_series(series: Series, rules: Rules, result: Discovery, *, drawn: Mapp
             result.found.append(found)
     for path in sorted(unused):
         result.ignored.append((series.items_of[path], _NOT_TAKEN))
-
-
-def safe_id(name: str) -> str:
-    """A name of ASCII letters, digits and ``. _ -``; a short hash is added wherever something was replaced."""
-    safe = _UNSAFE.sub("_", name).strip("._-")[:150]
-    if safe and safe == name:
-        return safe
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{safe}-{digest}" if safe else f"case-{digest}"
 
 
 def _what_it_is(entry: Entry) -> str:

@@ -71,10 +71,10 @@ def _folder(root: Path, reading: Reading, *, unpack_to: Path) -> list[Finding]:
             findings.append(_ignored(entry.path, "hidden file"))
         elif entry.fault is not None:
             findings.append(_refused(str(entry.path), entry.fault))
-        elif io.is_image(entry.path):
-            images.append(entry.path)
         elif _holds_dicom(entry.path):
             dicom.append(entry.path)
+        elif io.is_image(entry.path):
+            images.append(entry.path)
         else:
             strangers.append(entry.path)
             findings.append(_stranger(entry.path))

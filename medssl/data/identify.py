@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from medssl.errors import ConfigError
 from medssl.runfolder import atomic_write
 
 _KEY_BYTES = 16
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def load_key(path: Path, *, key_file: Path | None = None) -> bytes:
@@ -77,3 +80,12 @@ def write_names(path: Path, pairs: Iterable[tuple[Case, Case]], *, key: bytes) -
         pass  # nothing was kept before
     cases |= {new.case_id: [old.case_id, old.subject_id] for old, new in pairs if old != new}
     atomic_write(path, json.dumps({"key": key.hex(), "cases": cases}, indent=1), private=True)
+
+
+def safe_id(name: str) -> str:
+    """A name of ASCII letters, digits and ``. _ -``; a short hash is added wherever something was replaced."""
+    safe = _UNSAFE.sub("_", name).strip("._-")[:150]
+    if safe and safe == name:
+        return safe
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{safe}-{digest}" if safe else f"case-{digest}"

@@ -58,6 +58,7 @@ class PrepareConfig(Config):
 
     Args:
         modality: Cases of another modality are refused; ``other`` takes all.
+        spatial_dims: 2 refuses volumes, 3 refuses images of one slice; None takes both, which one model cannot.
         orientation: Where the array axes point.
         spacing_mm: Voxel size to resample to; None keeps each case's own.
         intensity: Scaling of values.
@@ -68,6 +69,7 @@ class PrepareConfig(Config):
     """
 
     modality: Modality = "other"
+    spatial_dims: Literal[2, 3] | None = None
     orientation: str = "RAS"
     spacing_mm: tuple[float, float, float] | None = None
     intensity: IntensityConfig = IntensityConfig()
@@ -199,8 +201,17 @@ def prepare_volume(
 
     Returns:
         Image, body mask and label on the prepared grid, with the record of what was done.
+
+    Raises:
+        CaseError: E_SPATIAL_DIMS for a volume where images of one slice are wanted, and the other way round.
     """
     source = volume.geometry
+    if config.spatial_dims == (3 if source.shape[2] == 1 else 2):
+        raise CaseError(
+            f"volume: {source.shape[2]} slices; this preparation is for {config.spatial_dims}D images. Prepare it with "
+            "a configuration of its own.",
+            code="E_SPATIAL_DIMS",
+        )
     notes: list[str] = []
     if config.unit == "HU" and volume.array.min() >= _MOST_IN_AIR_HU:
         notes.append(

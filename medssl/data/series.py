@@ -19,6 +19,7 @@ from medssl.io.dicom.assemble import assemble
 from medssl.io.dicom.header import read_header
 from medssl.io.dicom.model import Assembly, Header, Item, Stack
 from medssl.io.dicom.reader import named_alike
+from medssl.io.source import is_image
 
 Volumes = Literal["auto", "refuse", "first", "middle", "all", "channels"]
 
@@ -81,7 +82,8 @@ def find_series(
         else:
             result.refused.append((str(entry.item), looked.error))
             broken.append(entry.path)
-    broken += named_alike([entry.path for entry in result.others], [header.path for header in headers])
+    strangers = [entry.path for entry in result.others if not is_image(entry.path)]
+    broken += named_alike(strangers, [header.path for header in headers])
     same = cache.same_pixels if cache is not None else None
     assembly = assemble(headers, regularise=regularise, same_pixels=same, broken=broken)
     _check_all_are_there(headers, assembly)
@@ -160,8 +162,9 @@ def _look(path: Path, *, key: bytes) -> Looked:
     except ReadError as error:
         if error.code == "E_FORMAT":
             return Looked()
-        can_be_dicom = path.suffix.lower() in _SUFFIXES or error.code not in {"E_EMPTY", "E_NOT_REGULAR", "E_MISSING"}
-        return Looked(error=error) if can_be_dicom else Looked()
+        is_none = is_image(path) or error.code in {"E_EMPTY", "E_NOT_REGULAR", "E_MISSING"}
+        is_mine = path.suffix.lower() in _SUFFIXES or not is_none
+        return Looked(error=error) if is_mine else Looked()
 
 
 def _name_chunk(paths: Sequence[Path]) -> str:

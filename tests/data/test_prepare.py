@@ -631,3 +631,17 @@ def test_a_real_ct_keeps_its_hu(tmp_path: Path) -> None:
     assert result.store.unit == "HU"
     meta = json.loads((stored.folder / "case.json").read_text())
     assert meta["fill"] == -1024
+
+
+@pytest.mark.parametrize(
+    ("spatial_dims", "slices", "is_taken"), [(2, 1, True), (2, 3, False), (3, 1, False), (3, 3, True)]
+)
+def test_one_kind_of_image_is_taken_where_one_is_asked_for(spatial_dims: int, slices: int, is_taken: bool) -> None:
+    array = np.random.default_rng(0).normal(100, 20, (1, 8, 8, slices)).astype(np.float32)
+    volume = Volume(array, Geometry((8, 8, slices), np.eye(4)), "arbitrary")
+    config = PrepareConfig.parse({**PLAIN.to_dict(), "spatial_dims": spatial_dims})
+    if is_taken:
+        assert prepare_volume(volume, config).volume.array.shape == array.shape
+    else:
+        with pytest.raises(CaseError, match=f"{slices} slices; this preparation is for {spatial_dims}D"):
+            prepare_volume(volume, config)

@@ -330,3 +330,11 @@ def test_a_preparation_names_no_file_of_a_series(tmp_path: Path) -> None:
         assert "DOE" not in entry.reason
         assert not any(file.name in entry.reason for several in files.values() for file in several)
         assert entry.outcome is Outcome.ACCEPTED or "one of its files" in entry.reason
+
+
+def test_a_dicom_file_with_the_suffix_of_a_picture_is_dicom_all_the_same(tmp_path: Path) -> None:
+    paths = dicoms.write_series(tmp_path / "export", modality="MR")
+    shutil.copy(paths[2], tmp_path / "export" / "copy.dcm.jpg")
+    result = scan(tmp_path / "export", tmp_path / "cohort")
+    assert len(result.cohort) == 1
+    assert len([entry for entry in result.ledger if entry.outcome is Outcome.DUPLICATE]) == 1

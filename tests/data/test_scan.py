@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from medssl.data.cohort import Cohort
-from medssl.data.discover import safe_id
+from medssl.data.identify import safe_id
 from medssl.data.scan import ScanConfig, ScanResult, scan
 from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError, ReadError
 from medssl.ledger import Outcome

@@ -37,6 +37,7 @@ _JPEG_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55)}
 _JPEG_LOSSLESS = {f"1.2.840.10008.1.2.4.{n}" for n in (57, 70)}
 _JPEG_LS = {f"1.2.840.10008.1.2.4.{n}" for n in (80, 81)}
 _JPEG_2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)}  # the last three are HTJ2K
+_KNOWN = _RLE | _JPEG_LOSSY | _JPEG_LOSSLESS | _JPEG_LS | _JPEG_2000
 
 _SYNTAX = re.compile(r"1\.2\.840\.10008\.1\.2[.0-9]{0,16}")
 
@@ -70,11 +71,6 @@ class Spec:
     photometric: str = "MONOCHROME2"
 
 
-def is_known(transfer_syntax: str) -> bool:
-    """Whether data of this compressed transfer syntax can be decoded."""
-    return transfer_syntax in _RLE | _JPEG_LOSSY | _JPEG_LOSSLESS | _JPEG_LS | _JPEG_2000
-
-
 def gives_rgb(transfer_syntax: str) -> bool:
     """Whether colour comes out as RGB although the header names another space that the data hold."""
     return transfer_syntax in _JPEG_LOSSY
@@ -106,7 +102,7 @@ def decode(
         ReadError: E_CODEC for an unknown transfer syntax, E_CODEC_DATA for damaged data or another size,
             E_READER_CRASH, or E_READER_LIMIT over 2 GiB or 20 s for a picture.
     """
-    if not is_known(spec.transfer_syntax):
+    if spec.transfer_syntax not in _KNOWN:
         named = spec.transfer_syntax if _SYNTAX.fullmatch(spec.transfer_syntax) else "that is none of the standard's"
         raise ReadError(
             f"{names[0]}: no decoder for transfer syntax {named}. Convert the file to an uncompressed one.",

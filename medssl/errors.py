@@ -143,6 +143,11 @@ class StoppedError(MedSSLError, RuntimeError):
         return _rebuild_stopped, (self.message, self.exit_code)
 
 
+def code_of(warning: str) -> str:
+    """Code of a ``W_CODE: sentence`` string."""
+    return warning.partition(":")[0]
+
+
 def _rebuild(cls: type[MedSSLError], message: str, code: str) -> MedSSLError:
     return cls(message, code=code)
 

@@ -6,10 +6,10 @@ import csv
 import enum
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from medssl.errors import ExitCode, MedSSLError
+from medssl.errors import ExitCode, MedSSLError, code_of
 
 
 class Outcome(enum.StrEnum):
@@ -49,8 +49,7 @@ class Ledger:
     def accept(self, item: str, *, warnings: tuple[str, ...] = ()) -> None:
         """Book ``item`` as used; ``warnings`` are ``W_CODE: sentence`` strings."""
         if warnings:
-            code = warnings[0].split(":", 1)[0]
-            self._entries.append(Entry(item, Outcome.WARNED, code, "; ".join(warnings)))
+            self._entries.append(Entry(item, Outcome.WARNED, code_of(warnings[0]), "; ".join(dict.fromkeys(warnings))))
         else:
             self._entries.append(Entry(item, Outcome.ACCEPTED))
 
@@ -68,6 +67,10 @@ class Ledger:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries)
+
+    def noted(self) -> Iterator[Entry]:
+        """Entries of a table of what was not taken as it is: all but the plainly accepted, in their order."""
+        return (entry for entry in self._entries if entry.outcome is not Outcome.ACCEPTED)
 
     def count(self, outcome: Outcome) -> int:
         """Number of inputs with this outcome."""
@@ -98,21 +101,24 @@ class Ledger:
 
     def to_csv(self, *outcomes: Outcome) -> str:
         """Table ``item,outcome,code,reason`` of the given outcomes, or of all, as CSV text."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(("item", "outcome", "code", "reason"))
-        for entry in self._entries:
-            if not outcomes or entry.outcome in outcomes:
-                writer.writerow(
-                    tuple(inert(str(value)) for value in (entry.item, entry.outcome, entry.code, entry.reason))
-                )
-        return buffer.getvalue()
+        chosen = (entry for entry in self._entries if not outcomes or entry.outcome in outcomes)
+        rows = ((entry.item, entry.outcome, entry.code, entry.reason) for entry in chosen)
+        return csv_text(("item", "outcome", "code", "reason"), rows)
 
     def summary(self) -> str:
         """One line for the end of a command."""
         counts = self.counts()
         parts = [f"{n} {name}" for name, n in counts.items() if name != "seen" and n]
         return f"{counts['seen']} seen: " + (", ".join(parts) or "nothing")
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table as CSV text whose cells are :func:`inert`."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([inert(str(value)) for value in row] for row in rows)
+    return buffer.getvalue()
 
 
 def inert(text: str) -> str:

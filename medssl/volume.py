@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  the alias of its own documentation
-from jaxtyping import Float32, Float64, Shaped, UInt8, UInt16
+from jaxtyping import Float32, Float64, Int64, Shaped, UInt8, UInt16
 
 from medssl.errors import GeometryError
 from medssl.geometry import Geometry
@@ -60,6 +60,13 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     """Permute and flip the array axes to ``orientation``; values and dtype stay bit for bit."""
     geometry = volume.geometry.reoriented(orientation)
     return Volume(_move(volume.array, volume.geometry, geometry, fill=0.0), geometry, volume.unit)
+
+
+def reoriented_view(volume: Volume, orientation: str = "RAS") -> Volume:
+    """As :func:`reorient`, without a copy: the voxels are those of ``volume``."""
+    geometry = volume.geometry.reoriented(orientation)
+    matrix = np.round(geometry.index_map(volume.geometry)).astype(np.int64)
+    return Volume(_turned(volume.array, matrix), geometry, volume.unit)
 
 
 def crop(volume: Volume, start: Sequence[int], shape: Sequence[int], *, fill: float | None = None) -> Volume:
@@ -161,13 +168,18 @@ def _move(
     """Reach ``target`` by permuting, flipping and cutting; the caller has checked that this is all it takes."""
     matrix = np.round(target.index_map(source)).astype(np.int64)
     axes = np.abs(matrix[:3, :3]).argmax(axis=0)
-    moved = array.transpose(0, *(axes + 1))
-    start = matrix[axes, 3].copy()
-    for axis, origin in enumerate(axes):
-        if matrix[origin, axis] < 0:
-            moved = np.flip(moved, axis + 1)
-            start[axis] = moved.shape[axis + 1] - 1 - start[axis]
+    moved = _turned(array, matrix)
+    start = matrix[axes, 3]
+    last = np.array(moved.shape[1:]) - 1
+    start = np.where(matrix[axes, range(3)] < 0, last - start, start)
     return _window(moved, start.tolist(), target.shape, fill=fill)
+
+
+def _turned(array: Shaped[np.ndarray, "c x y z"], matrix: Int64[np.ndarray, "4 4"]) -> Shaped[np.ndarray, "c a b d"]:
+    """View with the axes permuted and flipped as ``matrix``, from target to source voxel, says."""
+    axes = np.abs(matrix[:3, :3]).argmax(axis=0)
+    flips = tuple(axis + 1 for axis, origin in enumerate(axes) if matrix[origin, axis] < 0)
+    return np.flip(array.transpose(0, *(axes + 1)), flips)
 
 
 def _window(

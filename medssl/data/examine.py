@@ -20,7 +20,7 @@ from medssl.errors import CaseError, MedSSLError
 from medssl.progress import track
 from medssl.report import thumbnails
 from medssl.runfolder import atomic_write
-from medssl.volume import Volume
+from medssl.volume import Volume, reoriented_view
 
 _SAMPLE_VOXELS = 1_000_000
 _PERCENTILES = (1, 99)
@@ -240,13 +240,9 @@ def _sample(array: Shaped[np.ndarray, "c x y z"]) -> Shaped[np.ndarray, "c a b d
 
 def _content(image: Volume) -> str:
     """Hash of voxels and place, slice by slice, so that no second volume is made."""
-    geometry = image.geometry.reoriented("RAS")
-    matrix = np.round(geometry.index_map(image.geometry)[:3, :3])
-    axes = np.abs(matrix).argmax(axis=0)
-    turned = image.array.transpose(0, *(axes + 1))
-    turned = np.flip(turned, tuple(axis + 1 for axis, origin in enumerate(axes) if matrix[origin, axis] < 0))
-    place = np.round(geometry.affine, 3) + 0.0  # -0 becomes 0
-    total = hashlib.sha256(repr((turned.shape, place.tolist())).encode())
-    for number in range(turned.shape[3]):
-        total.update(np.ascontiguousarray(turned[..., number].swapaxes(1, 2), dtype=np.float32).data)
+    turned = reoriented_view(image)
+    place = np.round(turned.geometry.affine, 3) + 0.0  # -0 becomes 0
+    total = hashlib.sha256(repr((turned.array.shape, place.tolist())).encode())
+    for number in range(turned.array.shape[3]):
+        total.update(np.ascontiguousarray(turned.array[..., number].swapaxes(1, 2), dtype=np.float32).data)
     return total.hexdigest()

@@ -13,7 +13,7 @@ from medssl.data.cohort import Case, Modality, read_rows, read_table, table_erro
 from medssl.data.discover import Discovery, Found, Whose
 from medssl.data.incremental import Cache, fingerprint
 from medssl.data.reading import Reading, read_image
-from medssl.data.series import Volumes
+from medssl.data.series import Series, Volumes
 from medssl.errors import CaseError, ConfigError, MedSSLError
 from medssl.io.dicom.model import Item
 from medssl.ledger import Ledger
@@ -91,7 +91,7 @@ def of_folder(found: Sequence[Found], *, modality: Modality, reading: Reading, s
     ]
 
 
-def book(seen: Discovery, ledger: Ledger) -> None:
+def book(seen: Discovery | Series, ledger: Ledger) -> None:
     """Book what cannot be a case."""
     for item, error in seen.refused:
         ledger.expect(item)

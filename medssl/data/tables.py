@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from medssl.explain import remedy
 from medssl.io.dicom.model import FACTS
-from medssl.ledger import Ledger, Outcome, inert
-
-_IN_THE_TABLE = {Outcome.REJECTED, Outcome.DUPLICATE, Outcome.WARNED, Outcome.IGNORED}
+from medssl.ledger import Ledger, csv_text
 
 
 def refused_table(ledger: Ledger) -> str:
@@ -18,12 +14,8 @@ def refused_table(ledger: Ledger) -> str:
 
     Rows are in the order of the ledger.
     """
-    rows = (
-        (entry.item, entry.outcome, entry.code, entry.reason, remedy(entry.code))
-        for entry in ledger
-        if entry.outcome in _IN_THE_TABLE
-    )
-    return _csv(("path", "outcome", "code", "reason", "remedy"), rows)
+    rows = ((entry.item, entry.outcome, entry.code, entry.reason, remedy(entry.code)) for entry in ledger.noted())
+    return csv_text(("path", "outcome", "code", "reason", "remedy"), rows)
 
 
 def acquisition_table(facts: Mapping[str, Mapping[str, str | float]]) -> str:
@@ -34,13 +26,4 @@ def acquisition_table(facts: Mapping[str, Mapping[str, str | float]]) -> str:
             out.
     """
     rows = ((case_id, *(known.get(name, "") for name in FACTS)) for case_id, known in facts.items() if known)
-    return _csv(("case_id", *FACTS), rows)
-
-
-def _csv(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([inert(str(value)) for value in row])
-    return buffer.getvalue()
+    return csv_text(("case_id", *FACTS), rows)

@@ -25,6 +25,11 @@ class Entry:
     path: Path
     fault: ReadError | None = None
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether its name, or that of a folder on the way to it, begins with a dot."""
+        return any(part.startswith(".") for part in self.item.parts)
+
 
 def walk(
     root: Path, *, follow_links: bool = False, unpack_to: Path | None = None, leave_out: Collection[Path] = ()
@@ -70,11 +75,16 @@ def walk(
     return sorted(found, key=lambda entry: entry.item)
 
 
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a path is a link to a place outside a folder."""
+    return path.is_symlink() and not path.resolve().is_relative_to(root.resolve())
+
+
 def _opened(entry: Entry, unpack_to: Path | None, *, root: Path | None) -> list[Entry]:
     """The entry itself, or the members of the archive that it is; one outside ``root`` is not opened."""
-    if unpack_to is None or any(part.startswith(".") for part in entry.item.parts) or not is_archive(entry.path):
+    if unpack_to is None or entry.is_hidden or not is_archive(entry.path):
         return [entry]
-    if root is not None and entry.path.is_symlink() and not entry.path.resolve().is_relative_to(root.resolve()):
+    if root is not None and leads_out(entry.path, root):
         return [entry]
     try:
         members = unpack(entry.path, unpack_to)

@@ -29,15 +29,15 @@ __all__ = ["IMAGE_SUFFIXES", "Source", "digest", "is_image", "read_volume", "ste
 
 _HEAD_BYTES = 512
 _SUFFIXES = {
-    "nifti1": {".nii", ".nii.gz", ".hdr"},
-    "nifti2": {".nii", ".nii.gz", ".hdr"},
-    "metaimage": {".mha", ".mhd"},
-    "nrrd": {".nrrd", ".nhdr"},
-    "png": {".png"},
-    "jpeg": {".jpg", ".jpeg"},
-    "tiff": {".tif", ".tiff"},
-    "bmp": {".bmp"},
-    "npy": {".npy"},
+    "nifti1": (".nii", ".nii.gz", ".hdr"),
+    "nifti2": (".nii", ".nii.gz", ".hdr"),
+    "metaimage": (".mha", ".mhd"),
+    "nrrd": (".nrrd", ".nhdr"),
+    "png": (".png",),
+    "jpeg": (".jpg", ".jpeg"),
+    "tiff": (".tif", ".tiff"),
+    "bmp": (".bmp",),
+    "npy": (".npy",),
 }
 
 
@@ -253,5 +253,5 @@ def _name_warning(path: Path, data: bytes, found: str) -> tuple[str, ...]:
     is_gzip = data[:2] == integrity.GZIP_MAGIC
     if kind in _SUFFIXES[found] and (kind == ".nii.gz") == is_gzip:
         return ()
-    wanted = ".nii.gz" if is_gzip else sorted(_SUFFIXES[found])[0]
+    wanted = ".nii.gz" if is_gzip else _SUFFIXES[found][0]
     return (f"W_EXTENSION: the content is {found}{' in gzip' if is_gzip else ''}; the name should end in {wanted}.",)

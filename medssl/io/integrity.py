@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from medssl.errors import ReadError
 from medssl.io.dicom.elements import is_dicom
+from medssl.io.disk import disk_faults
 
 Kind = Literal["nifti", "metaimage", "nrrd", "raster", "npy", "dicom", "series list"]
 
@@ -68,19 +69,11 @@ def read_into(buffer: bytearray, path: Path) -> int:
 @contextmanager
 def _opened(path: Path, *, missing: str) -> Iterator[BufferedReader]:
     """A regular file, with the faults of the disk told apart."""
-    try:
+    with disk_faults(path, missing=missing):
         if not stat.S_ISREG(path.stat().st_mode):
             raise ReadError(f"{path}: is no regular file; give the name of an image file.", code="E_NOT_REGULAR")
         with path.open("rb") as file:
             yield file
-    except FileNotFoundError as error:
-        raise ReadError(f"{path}: there is no such file. Check the path.", code=missing) from error
-    except PermissionError as error:
-        raise ReadError(f"{path}: no permission to read it. Ask its owner.", code="E_PERMISSION") from error
-    except ReadError:
-        raise
-    except OSError as error:
-        raise ReadError(f"{path}: cannot be read ({error.strerror}). Check the disk.") from error
 
 
 def companion(header: Path, name: str) -> Path:

@@ -22,8 +22,8 @@ from medssl.io.values import checked_grid, chosen_volumes, native_voxels
 
 Encoding = Literal["raw", "deflate", "text"]
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-MOST_HEADER_BYTES = 1 << 20
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+_MOST_HEADER_BYTES = 1 << 20
 COMPRESSION_LEVEL = 6
 
 
@@ -77,8 +77,8 @@ def decode(
         ReadError: for damaged voxels. GeometryError: for an impossible grid. CaseError: E_NDIM, E_VOLUME.
     """
     affine = np.eye(4)
-    affine[:3, :3] = LPS_TO_RAS @ layout.columns_lps_mm
-    affine[:3, 3] = LPS_TO_RAS @ layout.origin_lps_mm
+    affine[:3, :3] = _LPS_TO_RAS @ layout.columns_lps_mm
+    affine[:3, 3] = _LPS_TO_RAS @ layout.origin_lps_mm
     geometry, far = checked_grid(layout.sizes, affine, path=path)
     inner, outer = range(layout.inner), range(layout.outer)
     count = {"inner": layout.inner, "outer": layout.outer, None: 1}[layout.series]
@@ -109,9 +109,9 @@ def header_lines(data: bytes, *, path: Path) -> Iterator[tuple[str, int]]:
     """
     position = 0
     while position < len(data):
-        end = data.find(b"\n", position, MOST_HEADER_BYTES)
+        end = data.find(b"\n", position, _MOST_HEADER_BYTES)
         if end < 0:
-            if len(data) > MOST_HEADER_BYTES:
+            if len(data) > _MOST_HEADER_BYTES:
                 raise ReadError(f"{path}: the text header does not end. Take the source.", code="E_HEADER")
             end = len(data)
         yield data[position:end].decode("latin-1").rstrip("\r"), end + 1
@@ -191,7 +191,7 @@ def spacings(
 
 def ras_to_lps(geometry: Geometry) -> tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, " 3"]]:
     """Steps along the axes, one a column, and origin in the LPS frame, mm."""
-    return LPS_TO_RAS @ geometry.affine[:3, :3], LPS_TO_RAS @ geometry.affine[:3, 3]
+    return _LPS_TO_RAS @ geometry.affine[:3, :3], _LPS_TO_RAS @ geometry.affine[:3, 3]
 
 
 def written(values: Float64[np.ndarray, "*n"], separator: str = " ") -> str:

@@ -17,8 +17,7 @@ from medssl.io import integrity
 from medssl.io.source import Decoded
 from medssl.io.values import checked_grid, native_voxels
 
-MAGIC = b"\x93NUMPY"
-
+_MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _MOST_HEADER_BYTES = 1 << 16
 _DTYPE = re.compile(rb"'descr'\s*:\s*'([<>|=]?)([?a-zA-Z])(\d*)'")
@@ -64,10 +63,10 @@ def read(data: bytes, *, path: Path, assume_spacing_mm: tuple[float, float, floa
 
 def _header(data: bytes, *, path: Path) -> tuple[bytes, int]:
     """Text of the header and the place of the first voxel."""
-    start = len(MAGIC) + 2
+    start = len(_MAGIC) + 2
     if len(data) < start:
         raise ReadError(f"{path}: ends within its header. Copy the file again.", code="E_TRUNCATED")
-    size = _LENGTH_BYTES.get(data[len(MAGIC)])
+    size = _LENGTH_BYTES.get(data[len(_MAGIC)])
     if size is None:
         raise ReadError(f"{path}: an unknown version of the array format. Save the array anew.", code="E_HEADER")
     length = int.from_bytes(data[start : start + size], "little")

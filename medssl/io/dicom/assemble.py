@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medssl.errors import CaseError, GeometryError, MedSSLError
-from medssl.io.dicom.groups import Group, grouped, place_of, unmixed, without_lone
+from medssl.errors import CaseError, GeometryError, MedSSLError, code_of
+from medssl.io.dicom.groups import Group, files_in_words, grouped, unmixed, without_lone
 from medssl.io.dicom.model import Assembly, Frame, Header, Item, Stack
 from medssl.io.dicom.proof import single
 from medssl.io.dicom.repeats import SamePixels, distinct, equal_pixels
@@ -77,7 +77,7 @@ def assemble(
 
 def _series(members: Sequence[Header], result: _Result, *, same: SamePixels, regularise: bool) -> None:
     """One series, from its headers; everything that goes wrong stays within it."""
-    where = place_of([header.path for header in members])
+    where = files_in_words([header.path for header in members])
     if len({header.patient for header in members}) > 1:
         result.refuse(
             (header.path for header in members),
@@ -135,7 +135,7 @@ def _may_leave_out(loose: Sequence[Header], placed: Sequence[Header], result: _R
         result.refuse(
             paths,
             GeometryError(
-                f"{place_of(paths)}: {len(lost)} slices, first {lost[0].name}, have no position or orientation; "
+                f"{files_in_words(paths)}: {len(lost)} slices, first {lost[0].name}, have no position or orientation; "
                 "all slices need both. Export the series again.",
                 code="E_NO_GEOMETRY",
             ),
@@ -161,7 +161,7 @@ def _flat(loose: Sequence[Header], result: _Result) -> None:
     """Files without position: 2D images or clips, each an item; slices of CT, MR or PET only when alone."""
     needs_place = [header for header in loose if header.modality in _VOLUMETRIC]
     if sum(len(header.frames) for header in needs_place) > 1:
-        where = place_of([header.path for header in needs_place])
+        where = files_in_words([header.path for header in needs_place])
         result.refuse(
             (header.path for header in needs_place),
             GeometryError(
@@ -188,7 +188,7 @@ def _flat(loose: Sequence[Header], result: _Result) -> None:
 def _volume(
     group: Group, by_path: Mapping[Path, Header], result: _Result, *, same: SamePixels, regularise: bool
 ) -> None:
-    where = place_of(group.paths)
+    where = files_in_words(group.paths)
 
     def same_frames(first: Frame, second: Frame) -> bool:
         one, other = by_path[first.path], by_path[second.path]
@@ -228,8 +228,7 @@ def _say_broken(items: list[Item], broken: Sequence[Path]) -> None:
 
 
 def _warned(item: Item, warning: str) -> Item:
-    stacks = tuple(replace(stack, warnings=(*stack.warnings, warning)) for stack in item.stacks)
-    return replace(item, stacks=stacks)
+    return replace(item, stacks=tuple(stack.warned(warning) for stack in item.stacks))
 
 
 def _on_one_grid(stacks: Sequence[Stack]) -> list[tuple[Stack, ...]]:
@@ -260,10 +259,10 @@ def _item(stacks: Sequence[Stack], headers: Sequence[Header]) -> Item:
             warnings.append(
                 f"W_SINGLE_SLICE: one slice, {stack.geometry.spacing_mm[2]:.4g} mm thick; it is read as a 2D image."
             )
-        codes = {warning.split(":")[0] for warning in warnings}
+        codes = set(map(code_of, warnings))
         for path in dict.fromkeys(frame.path for frame in stack.frames):
             for warning in said.get(path, ()):
-                code = warning.split(":")[0]
+                code = code_of(warning)
                 if code not in codes:
                     codes.add(code)
                     warnings.append(warning)

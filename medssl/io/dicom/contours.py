@@ -20,9 +20,9 @@ from medssl.errors import CaseError, GeometryError, ReadError
 from medssl.geometry import Geometry
 from medssl.io.dicom import objects
 from medssl.io.dicom.masks import Plane, Target, compose
+from medssl.io.dicom.tags import CONTOURS
 from medssl.io.source import Decoded
 
-_CLASSES = ("1.2.840.10008.5.1.4.1.1.481.3",)
 _FILLED = {"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"}
 _CONTOUR_DATA = 0x30060050
 _FARTHEST_MM = 1e6
@@ -34,9 +34,8 @@ _INTERPRETED = {
 
 _ON_SLICE_MM = 0.1
 _TILT_SLICES = 0.5
-_SNAP_DECIMALS = (
-    3  # of a voxel: positions come with three to six decimals, a border on a voxel centre has to stay there
-)
+# Of a voxel: positions come with three to six decimals, and a border on a voxel centre has to stay there.
+_SNAP_DECIMALS = 3
 _EDGES_AT_ONCE = 1024
 
 
@@ -79,7 +78,7 @@ def read_contours(path: Path, *, on: Geometry | None) -> Decoded:
             code="E_NEEDS_IMAGE",
         )
     with objects.parsing(path):
-        dataset = objects.read_object(path, _CLASSES, name="DICOM structure set")
+        dataset = objects.read_object(path, (CONTOURS,), name="DICOM structure set")
         contours, skipped = _contours(dataset, on, path=path)
         target = _target(contours, on)
         sections, warnings = _sections(contours, target, path=path)

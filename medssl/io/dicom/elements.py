@@ -16,6 +16,7 @@ from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.foreign import read_foreign
 from medssl.io.dicom.tags import BIG_ENDIAN, DEFLATED, EXPLICIT, IMAGE, IMPLICIT, META, NO_META, Table
 from medssl.io.dicom.walker import LONG_VRS, PIXELS, SHORT_VRS, MoreNeededError, StrangeError, Walker, as_read
+from medssl.io.disk import disk_faults
 
 _HEAD_BYTES = 1 << 14
 _GROWTH = 16
@@ -50,32 +51,21 @@ def read_elements(path: Path, *, head_only: bool = True, also: Table | None = No
         ReadError: E_MISSING, E_NOT_REGULAR, E_PERMISSION, E_EMPTY, E_READ, E_FORMAT (no DICOM), E_HEADER or E_BOMB.
     """
     wanted = IMAGE if also is None else IMAGE | also
-    try:
-        with _open(path) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ReadError(f"{path}: is no regular file; give the name of an image file.", code="E_NOT_REGULAR")
-            size = status.st_size
-            data = file.read(_HEAD_BYTES if head_only else size)
-            while True:
-                try:
-                    return _walk(data, path, size=size, wanted=wanted)
-                except MoreNeededError:
-                    more = file.read(len(data) * _GROWTH)
-                    size = size if more else len(data)
-                    data += more
-                except StrangeError:
-                    return read_foreign(data + file.read(), path=path, wanted=wanted)
-    except FileNotFoundError as error:
-        raise ReadError(f"{path}: there is no such file. Check the path.", code="E_MISSING") from error
-    except PermissionError as error:
-        raise ReadError(f"{path}: no permission to read it. Ask its owner.", code="E_PERMISSION") from error
-    except IsADirectoryError as error:
-        raise ReadError(f"{path}: is a folder; give the name of an image file.", code="E_NOT_REGULAR") from error
-    except ReadError:
-        raise
-    except OSError as error:
-        raise ReadError(f"{path}: cannot be read ({error.strerror}). Check the disk.") from error
+    with disk_faults(path), _open(path) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ReadError(f"{path}: is no regular file; give the name of an image file.", code="E_NOT_REGULAR")
+        size = status.st_size
+        data = file.read(_HEAD_BYTES if head_only else size)
+        while True:
+            try:
+                return _walk(data, path, size=size, wanted=wanted)
+            except MoreNeededError:
+                more = file.read(len(data) * _GROWTH)
+                size = size if more else len(data)
+                data += more
+            except StrangeError:
+                return read_foreign(data + file.read(), path=path, wanted=wanted)
 
 
 def parse(data: bytes, path: Path, *, also: Table | None = None) -> Elements:

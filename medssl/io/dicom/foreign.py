@@ -7,12 +7,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from medssl.errors import ReadError
 from medssl.io.dicom.dataset import TEXT, Elements, PixelData, Value, convert
 from medssl.io.dicom.tags import BIG_ENDIAN, EXPLICIT, IMPLICIT, META, NO_META, Table
-from medssl.io.dicom.walker import LONG_VRS, PIXELS, UNDEFINED
-
-_DEEPEST = 16
+from medssl.io.dicom.walker import DEEPEST, LONG_VRS, PIXELS, UNDEFINED, too_deep
 
 
 def read_foreign(data: bytes, *, path: Path, wanted: Table) -> Elements:
@@ -45,11 +42,8 @@ def read_foreign(data: bytes, *, path: Path, wanted: Table) -> Elements:
 
 
 def _values(dataset: Any, *, path: Path, wanted: Table, depth: int) -> dict[str, Value]:
-    if depth > _DEEPEST:
-        raise ReadError(
-            f"{path}: sequences are nested more than {_DEEPEST} deep, as no true image does. Do not trust it.",
-            code="E_HEADER",
-        )
+    if depth > DEEPEST:
+        raise too_deep(path)
     values: dict[str, Value] = {}
     for tag in dataset.keys() & wanted.keys():
         keyword, kind = wanted[tag]

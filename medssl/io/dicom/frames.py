@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,12 +9,11 @@ from medssl.errors import ReadError
 from medssl.io.dicom.dataset import Elements
 from medssl.io.dicom.model import Frame, Pixels
 from medssl.io.dicom.spacing import positive
-from medssl.io.dicom.terms import codes
+from medssl.io.dicom.terms import CODE_STRING, codes
 
 Traits = dict[str, str | float]
 Vector = tuple[float, ...]
 
-_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 _NUMBER_TRAITS = (
     ("EchoNumbers", "echo"),
     ("EchoTime", "echo_time_ms"),
@@ -125,7 +123,7 @@ def rescale(elements: Elements) -> tuple[float, float, str, bool]:
             code="E_RESCALE",
         )
     kind = elements.text("RescaleType").upper()
-    return slope, intercept, kind if _CODE.fullmatch(kind) else "OTHER", True
+    return slope, intercept, kind if CODE_STRING.fullmatch(kind) else "OTHER", True
 
 
 def traits(elements: Elements) -> Traits:
@@ -236,7 +234,7 @@ def _group_traits(groups: _Groups, dimensions: Sequence[object]) -> Traits:
     if content is not None:
         stack = content.text("StackID").upper()
         if stack:
-            found["stack"] = stack if _CODE.fullmatch(stack) else "OTHER"
+            found["stack"] = stack if CODE_STRING.fullmatch(stack) else "OTHER"
         indices = content.numbers("DimensionIndexValues") or ()
         for place, (pointer, value) in enumerate(zip(dimensions, indices, strict=False)):
             if not (isinstance(pointer, tuple) and pointer and pointer[0] in _PLACE_POINTERS):

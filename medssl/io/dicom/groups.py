@@ -88,8 +88,8 @@ def unmixed(groups: Sequence[Group]) -> tuple[list[Group], list[tuple[set[Path],
         _, code, tags = odd[id(others[0])]
         paths = main.paths.union(*(other.paths for other in others))
         error = GeometryError(
-            f"{place_of(paths)}: {tags} differ within one stack of slices, first in {min(others[0].paths).name}; all "
-            "must agree. Leave out the odd slices or export the series again.",
+            f"{files_in_words(paths)}: {tags} differ within one stack of slices, first in {min(others[0].paths).name}; "
+            "all must agree. Leave out the odd slices or export the series again.",
             code=code,
         )
         refused.append((paths, error))
@@ -112,7 +112,7 @@ def without_lone(groups: Sequence[Group]) -> tuple[list[Group], list[tuple[Path,
     ]
 
 
-def place_of(paths: Collection[Path]) -> str:
+def files_in_words(paths: Collection[Path]) -> str:
     """Name of files of one series in a message: the first, and how many more."""
     first = min(paths)
     return str(first) if len(paths) == 1 else f"{first} and {len(paths) - 1} more of its series"

@@ -17,11 +17,9 @@ from medssl.io.dicom.frames import several, single
 from medssl.io.dicom.model import Frame, Header, Kind, Pixels, Token
 from medssl.io.dicom.mosaic import is_mosaic, tiles
 from medssl.io.dicom.spacing import pixel_spacing
-from medssl.io.dicom.tags import DEFLATED, NATIVE, REFERENCES
-from medssl.io.dicom.terms import MODALITIES, PHOTOMETRICS, known
+from medssl.io.dicom.tags import CONTOURS, DEFLATED, NATIVE, REFERENCES, SEGMENTATIONS
+from medssl.io.dicom.terms import CODE_STRING, MODALITIES, PHOTOMETRICS, known
 
-_SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
-_CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
 _IMAGE_CLASSES = "1.2.840.10008.5.1.4.1.1."
 _OTHER_CLASSES = (
     ("1.2.840.10008.1.3.10", "a DICOMDIR, the index of a disc"),
@@ -51,7 +49,6 @@ _OTHER_CLASSES = (
     ("1.2.840.10008.5.1.4.34.", "a treatment worklist"),
 )
 _UID = re.compile(r"[0-9.]{1,64}")
-_CS = re.compile(r"[A-Z0-9_ ]{0,16}")
 _BITS = {"FloatPixelData": (32,), "DoubleFloatPixelData": (64,), "PixelData": (1, 8, 16, 32)}
 _PACKED_LIMIT = 20_000
 _PACKED_SLACK = 64 << 20
@@ -174,9 +171,9 @@ def _kind(elements: Elements) -> Kind:
         ReadError: E_NOT_IMAGE for everything else.
     """
     sop_class = elements.text("SOPClassUID") or elements.text("MediaStorageSOPClassUID")
-    if sop_class in _SEGMENTATIONS:
+    if sop_class in SEGMENTATIONS:
         return "seg"
-    if sop_class == _CONTOURS:
+    if sop_class == CONTOURS:
         return "rtstruct"
     known = _other_class(sop_class)
     if known is None and (elements.pixels is not None or "Rows" in elements or sop_class.startswith(_IMAGE_CLASSES)):
@@ -258,14 +255,14 @@ def _pixels(elements: Elements) -> Pixels:
     high = elements.integer("HighBit")
     high = stored - 1 if high is None else high
     photometric = elements.text("PhotometricInterpretation").upper() or "MONOCHROME2"
-    if known(photometric, PHOTOMETRICS) == "OTHER" and _CS.fullmatch(photometric):
+    if known(photometric, PHOTOMETRICS) == "OTHER" and CODE_STRING.fullmatch(photometric):
         photometric = "OTHER"
     if (
         frames < 1
         or samples not in {1, 3}
         or allocated not in _BITS[keyword]
         or not 0 < stored <= high + 1 <= allocated
-        or not _CS.fullmatch(photometric)
+        or not CODE_STRING.fullmatch(photometric)
     ):
         raise ReadError(
             f"{path}: {frames} frames of {samples} samples with {stored} bits up to bit {high} in {allocated} bits "

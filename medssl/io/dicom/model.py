@@ -7,7 +7,7 @@ the originals are equal, and of the other header fields only those of :data:`FAC
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -183,6 +183,10 @@ class Stack:
     warnings: tuple[str, ...] = ()
     gaps: tuple[int, ...] = ()
     places: tuple[float, ...] | None = None
+
+    def warned(self, warning: str) -> Stack:
+        """The same with one warning more."""
+        return replace(self, warnings=(*self.warnings, warning))
 
 
 @dataclass(frozen=True)

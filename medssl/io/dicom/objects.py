@@ -21,8 +21,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medssl.errors import MedSSLError, ReadError
 from medssl.io import integrity
+from medssl.io.dicom.tags import DEFLATED
 
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _SMALLEST_LIMIT_BYTES = 64 << 20
 _MOST_GROWTH = 200
 _META_START = 132  # behind the preamble and DICM stands (0002,0000), whose value is the length of the rest of its group
@@ -118,7 +118,7 @@ def ras(points_lps: Float64[np.ndarray, "*batch 3"]) -> Float64[np.ndarray, "*ba
 
 
 def _is_deflated(data: bytes) -> bool:
-    return data[128:_META_START] == b"DICM" and _DEFLATED in data[_META_START : _meta_end(data)]
+    return data[128:_META_START] == b"DICM" and DEFLATED.encode() in data[_META_START : _meta_end(data)]
 
 
 def _meta_end(data: bytes) -> int:

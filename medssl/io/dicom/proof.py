@@ -247,14 +247,22 @@ def _uneven(height: _Array, *, where: str) -> tuple[GeometryError, int]:
         more = ", ..." if len(missing) > _LISTED else ""
         return GeometryError(
             f"{where}: {len(missing)} of {slices} slices missing, at {listed}{more} mm along the normal (step "
-            f"{unit:.4g} mm). Export them again, or read with --regularise to interpolate them.",
+            f"{unit:.4g} mm). {_advice(slices, height.size)}",
             code="E_MISSING_SLICE",
         ), slices
+    finest = round((height[-1] - height[0]) / float(steps.min())) + 1
     return GeometryError(
         f"{where}: slice distances vary from {steps.min():.4g} to {steps.max():.4g} mm over {height.size} slices; one "
-        "distance is needed. Read with --regularise to resample, or drop the series.",
+        f"distance is needed. {_advice(finest, height.size)}",
         code="E_NONUNIFORM",
-    ), round((height[-1] - height[0]) / float(steps.min())) + 1
+    ), finest
+
+
+def _advice(slices: int, present: int) -> str:
+    """What helps where ``present`` slices lie on a grid of ``slices``."""
+    if slices > _MOST_SLICES_PER_FRAME * present:
+        return "Export the series again."
+    return "Export them again, or read with --regularise to interpolate them."
 
 
 def _tilt(span: _Array, normal: _Array) -> tuple[str, ...]:

@@ -94,14 +94,18 @@ def named_alike(strangers: Iterable[Path], images: Iterable[Path]) -> list[Path]
     return [path for path in strangers if (path.parent, _ending(path)) in known]
 
 
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file is named as DICOM files are, which often have no ending."""
+    return path.suffix.lower() in {"", *_ENDINGS}
+
+
 def kind(path: Path) -> Kind:
     """What a DICOM file can be used as; a series list is an image.
 
     Raises:
         ReadError: as :func:`medssl.io.dicom.header.read_header`.
     """
-    is_list = series_list.is_list(integrity.read_bytes(path, most=len(integrity.SERIES_LIST_START)))
-    return "image" if is_list else read_header(path).kind
+    return "image" if _is_list(path) else read_header(path).kind
 
 
 def digest(path: Path, *, volume: int | Literal["channels"] | None = None, regularise: bool = False) -> str:
@@ -132,7 +136,7 @@ class _Found:
 
 
 def _find(path: Path, *, volume: int | Literal["channels"] | None, regularise: bool) -> _Found:
-    if path.is_file() and series_list.is_list(integrity.read_bytes(path, most=len(integrity.SERIES_LIST_START))):
+    if path.is_file() and _is_list(path):
         return _listed(path, volume=volume, regularise=regularise)
     headers, broken = _headers(_files(path), is_given=not path.is_dir())
     assembly = assemble(list(headers.values()), regularise=regularise, broken=broken)
@@ -185,6 +189,10 @@ def _listed(path: Path, *, volume: int | Literal["channels"] | None, regularise:
     return _Found(pairs[0][0], tuple(stack for _, stack in pairs), len(volumes), headers, ())
 
 
+def _is_list(path: Path) -> bool:
+    return series_list.is_list(integrity.read_bytes(path, most=len(integrity.SERIES_LIST_START)))
+
+
 def _picked(names: Sequence[str], volume: int | Literal["channels"] | None, *, path: Path) -> list[int]:
     if volume == "channels":
         return list(range(len(names)))
@@ -227,7 +235,7 @@ def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
         found = (file for file in path.rglob("*") if not file.name.startswith("."))
         return sorted(file for file in found if file.is_file())
-    if series_list.is_list(integrity.read_bytes(path, most=len(integrity.SERIES_LIST_START))):
+    if _is_list(path):
         return dict.fromkeys(name for one in series_list.read_list(path) for name in one.paths)
     return (path,)
 

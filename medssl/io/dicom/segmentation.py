@@ -22,12 +22,11 @@ from medssl.errors import CaseError, GeometryError, ReadError
 from medssl.geometry import Geometry
 from medssl.io.dicom import objects
 from medssl.io.dicom.masks import Plane, Target, compose
+from medssl.io.dicom.tags import BIG_ENDIAN, EXPLICIT, IMPLICIT, SEGMENTATIONS
 from medssl.io.source import Decoded
 from medssl.io.values import checked_grid, label_dtype
 
-_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-_IMPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-_NATIVE = {_IMPLICIT, _BIG_ENDIAN, "1.2.840.10008.1.2.1"}
+_NATIVE = {IMPLICIT, EXPLICIT, BIG_ENDIAN}
 _TYPES = ("BINARY", "FRACTIONAL", "LABELMAP")
 _MOST_SEGMENTS = 65535
 _FRAMES_AT_ONCE = 64
@@ -77,7 +76,7 @@ def read_segmentation(path: Path, *, on: Geometry | None = None) -> Decoded:
             two frames of a segment at one place, E_LABEL_VALUE for numbers without a segment.
     """
     with objects.parsing(path):
-        dataset = objects.read_object(path, _CLASSES, name="DICOM segmentation")
+        dataset = objects.read_object(path, SEGMENTATIONS, name="DICOM segmentation")
         kind = dataset.get("SegmentationType")
         if kind not in _TYPES:
             raise ReadError(f"{path}: SegmentationType is none of {', '.join(_TYPES)}. Export it again.", code="E_TAG")
@@ -330,7 +329,7 @@ def _pictures(
             code="E_TAG",
         )
     data: bytes = dataset.get("PixelData") or b""
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", _IMPLICIT))
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT))
     if syntax not in _NATIVE:
         spec = codecs.Spec(syntax, rows, columns, bits_allocated=max(8, bits))
         frames = list(generate_frames(data, number_of_frames=count))
@@ -352,7 +351,7 @@ def _pictures(
             f"{path}: {len(data)} bytes of pixels, {needed} are needed. Copy the file again from its source.",
             code="E_PIXEL_LENGTH",
         )
-    area, order = columns * rows, ">" if syntax == _BIG_ENDIAN else "<"
+    area, order = columns * rows, ">" if syntax == BIG_ENDIAN else "<"
 
     def picture(index: int) -> Shaped[np.ndarray, "columns rows"]:
         if bits == 1:

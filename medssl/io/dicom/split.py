@@ -124,7 +124,7 @@ def _distinct(frames: Sequence[Frame], *, where: str, regularise: bool) -> Volum
             code="E_AMBIGUOUS_STACK",
         )
     warning = f"W_MIXED_TRAITS: slices of this volume differ in {' and '.join(mixed)}."
-    return Volumes((_with_warning(whole, warning),))
+    return Volumes((whole.warned(warning),))
 
 
 def _separate(frames: Sequence[Frame], *, where: str, names: Sequence[str] | None = None) -> list[_Part]:
@@ -269,7 +269,7 @@ def _proven(parts: Sequence[_Part], *, where: str, regularise: bool, warning: st
         except GeometryError as error:
             refused.append((tuple(part.frames), error))
             continue
-        stacks.append(stack if warning is None else _with_warning(stack, warning))
+        stacks.append(stack if warning is None else stack.warned(warning))
     if not stacks:
         raise refused[0][1]
     return Volumes(tuple(stacks), tuple(refused))
@@ -390,7 +390,3 @@ def _proves(frames: Sequence[Frame], *, where: str) -> bool:
     except GeometryError:
         return False
     return True
-
-
-def _with_warning(stack: Stack, warning: str) -> Stack:
-    return Stack(stack.frames, stack.geometry, stack.what, (*stack.warnings, warning), stack.gaps, stack.places)

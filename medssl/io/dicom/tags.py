@@ -10,6 +10,8 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
 NO_META = "W_NO_META: the file does not say how it is coded; that was told from its first element."
 
 Table = dict[int, tuple[str, str]]
@@ -187,15 +189,3 @@ REFERENCES: Table = {
     0x30060016: ("ContourImageSequence", "SQ"),
 }
 """Of segmentations and contours: the images they belong to."""
-
-SEGMENTS: Table = {
-    0x00620001: ("SegmentationType", "CS"),
-    0x00620002: ("SegmentSequence", "SQ"),
-    0x00620004: ("SegmentNumber", "US"),
-    0x00620008: ("SegmentAlgorithmType", "CS"),
-    0x0062000A: ("SegmentIdentificationSequence", "SQ"),
-    0x0062000B: ("ReferencedSegmentNumber", "US"),
-    0x0062000E: ("MaximumFractionalValue", "US"),
-    0x0062000F: ("SegmentedPropertyTypeCodeSequence", "SQ"),
-}
-"""Of segmentations: what each frame marks."""

@@ -74,6 +74,9 @@ _TYPES = _words(
 )
 """Words that values of ImageType, FrameType and ScanningSequence are made of, as makers write them."""
 
+CODE_STRING = re.compile(r"[A-Z0-9_ ]{0,16}")
+"""What a value of representation CS may look like."""
+
 _SPLIT = re.compile(r"[ _]+")
 _NUMBER = re.compile(r"\d{1,4}")
 

@@ -14,6 +14,7 @@ PIXELS: Table = {
     0x7FE00009: ("DoubleFloatPixelData", "pixels"),
     0x7FE00010: ("PixelData", "pixels"),
 }
+DEEPEST = 16
 UNDEFINED = 0xFFFFFFFF
 LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 SHORT_VRS = frozenset(
@@ -24,7 +25,6 @@ SHORT_VRS = frozenset(
 _RAW = frozenset({b"UN", b"OB"})
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xE000FFFE, 0xE00DFFFE, 0xE0DDFFFE
 _DELIMITERS = 0xFFFE
-_DEEPEST = 16
 _MOST_ITEMS = 2_000_000
 _explicit = struct.Struct("<I2sH").unpack_from
 _implicit = struct.Struct("<II").unpack_from
@@ -34,6 +34,14 @@ _u32 = struct.Struct("<I").unpack_from
 def as_read(table: Table) -> Table:
     """The table with its tags as they come out of a file in one piece: element number above group number."""
     return {(tag & 0xFFFF) << 16 | tag >> 16: entry for tag, entry in table.items()}
+
+
+def too_deep(path: Path) -> ReadError:
+    """Refusal of sequences that are nested more than :data:`DEEPEST` deep."""
+    return ReadError(
+        f"{path}: sequences are nested more than {DEEPEST} deep, as no true image does. Do not trust it.",
+        code="E_HEADER",
+    )
 
 
 class MoreNeededError(Exception):
@@ -178,11 +186,8 @@ class Walker:
         return self._ended(pos, end)
 
     def _items(self, pos: int, length: int, wanted: Table, *, implicit: bool, depth: int) -> tuple[list[Elements], int]:
-        if depth >= _DEEPEST:
-            raise ReadError(
-                f"{self.path}: sequences are nested more than {_DEEPEST} deep, as no true image does. Do not trust it.",
-                code="E_HEADER",
-            )
+        if depth >= DEEPEST:
+            raise too_deep(self.path)
         walk = self.implicit if implicit else self.explicit
         end = None if length == UNDEFINED else pos + length
         limit = self.size if end is None else end

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medssl import io
 from medssl.data.archive import is_archive
-from medssl.data.reading import Reading, read_image
+from medssl.data.reading import Reading, matched_label, read_image, turned_onto
 from medssl.errors import ConfigError, MedSSLError, ReadError
 from medssl.volume import Volume
 
@@ -32,7 +32,7 @@ def convert(
         out: ``.nii``, ``.nii.gz``, ``.mha`` or ``.nrrd`` for one volume; a name without such an ending is a folder for
             ``volume_000.nii.gz`` and those that follow; colours, which NIfTI is not written with, become ``.mha``.
         label: Whether it is a label map, a DICOM-SEG or an RTSTRUCT.
-        on: Image that the label map lies on; needed for contours.
+        on: Image that the label map must lie on; needed for contours.
         reading: Which volume, and how it is read.
         dry_run: Read everything, but write nothing.
 
@@ -52,7 +52,7 @@ def convert(
     is_file = io.is_image(out)
     written = []
     for place, choice in enumerate([reading] if is_file else _choices(item, label=label, on=on, reading=reading)):
-        volume, source = read_item(item, label=label, on=on, reading=choice)
+        volume, source = _read_item(item, label=label, on=on, reading=choice)
         suffix = ".nii.gz" if volume.array.shape[0] == 1 else ".mha"
         target = out if is_file else out / f"volume_{place:03d}{suffix}"
         _check_target(target, item, on)
@@ -62,7 +62,7 @@ def convert(
     return written
 
 
-def read_item(
+def _read_item(
     item: Path, *, label: bool = False, on: Path | None = None, reading: Reading = _PLAIN
 ) -> tuple[Volume, io.Source]:
     """Read an image, or a label map with the image that it lies on; arguments as in :func:`convert`.
@@ -70,11 +70,12 @@ def read_item(
     Raises:
         ReadError: if a file is missing, damaged or of another kind.
         GeometryError: if a grid is impossible or ambiguous.
-        CaseError: if voxel values or dimensions break a rule.
+        CaseError: if voxel values or dimensions break a rule, or the label map does not lie on the image.
     """
     if not label:
         return read_image(item, reading)
-    return io.read_volume(
+    image = read_image(on, _PLAIN)[0] if on is not None else None
+    volume, source = io.read_volume(
         item,
         unit="label",
         xform=reading.xform,
@@ -82,20 +83,23 @@ def read_item(
         volume=reading.volume,
         regularise=reading.regularise,
         pages=reading.pages,
-        on=read_image(on, _PLAIN)[0].geometry if on is not None else None,
+        on=image.geometry if image is not None else None,
     )
+    if image is not None:
+        matched_label(image, turned_onto(volume, image.geometry), item=str(item))
+    return volume, source
 
 
 def read_first(
     item: Path, *, label: bool = False, on: Path | None = None, reading: Reading = _PLAIN
 ) -> tuple[Volume, io.Source]:
-    """As :func:`read_item`, but the first of several volumes where none was chosen."""
+    """As :func:`_read_item`, but the first of several volumes where none was chosen."""
     try:
-        return read_item(item, label=label, on=on, reading=reading)
+        return _read_item(item, label=label, on=on, reading=reading)
     except MedSSLError as error:
         if error.code not in _NO_CHOICE or reading.volume is not None:
             raise
-        return read_item(item, label=label, on=on, reading=reading.model_copy(update={"volume": 0}))
+        return _read_item(item, label=label, on=on, reading=reading.model_copy(update={"volume": 0}))
 
 
 def _choices(item: Path, *, label: bool, on: Path | None, reading: Reading) -> list[Reading]:

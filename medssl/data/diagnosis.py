@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medssl import explain
-from medssl.errors import ExitCode
+from medssl.errors import ExitCode, code_of
 from medssl.geometry import Geometry
 from medssl.report.words import grid_in_words
 
@@ -182,13 +182,14 @@ def _lines(finding: Finding) -> list[str]:
         lines.append(f"  {finding.format}{files}{volumes}")
     if finding.volumes:
         lines.append(f"  choose one with --volume: {_volumes_in_words(finding.volumes)}")
+        lines += [] if finding.format == "dicom" else ["  a scan refuses it unless --volumes says which to take"]
     lines += [f"  {finding.order}"] if finding.order else []
     lines += _geometry_lines(finding.geometry) if finding.geometry is not None else []
     lines += _value_lines(finding.values) if finding.values is not None else []
     if finding.facts:
         lines.append("  header: " + ", ".join(f"{name} {_value(value)}" for name, value in finding.facts.items()))
     for warning in finding.warnings:
-        lines += [f"  {warning}", *_explained(_code(warning), indent="      ")]
+        lines += [f"  {warning}", *_explained(code_of(warning), indent="      ")]
     if finding.kind == "image" and finding.values is not None and not finding.warnings:
         lines.append("  no warnings")
     if finding.code:
@@ -202,11 +203,11 @@ def _geometry_lines(geometry: Geometry) -> list[str]:
     if _has_no_place(geometry):
         return [f"  {grid_in_words(geometry)}", "  no position in the patient is known"]
     extent = " x ".join(f"{mm:.4g}" for mm in _extent(geometry))
-    origin = ", ".join(f"{mm:.2f}" for mm in geometry.origin_mm)
+    origin = ", ".join(f"{mm:.2f}" for mm in np.round(geometry.origin_mm, 2) + 0.0)  # -0 becomes 0
     lines = [f"  {grid_in_words(geometry)}"]
     lines.append(f"  covers {extent} mm; array axes point to {geometry.orientation}; first voxel at ({origin}) mm RAS+")
     lines.append("  voxel index to mm (RAS+):")
-    rounded = geometry.affine[:3].round(4) + 0.0  # -0 becomes 0
+    rounded = geometry.affine[:3].round(4) + 0.0
     lines += ["    " + " ".join(f"{value:10.4f}" for value in row) for row in rounded.tolist()]
     return lines
 
@@ -248,13 +249,13 @@ def _in_short(finding: Finding) -> str:
     parts = [str(finding.facts.get("modality", "") or finding.format)]
     parts += [grid_in_words(finding.geometry)] if finding.geometry is not None else [finding.reason]
     parts += [f"{len(finding.volumes)} volumes"] if finding.volumes else []
-    parts += dict.fromkeys(_code(warning) for warning in finding.warnings)
+    parts += dict.fromkeys(code_of(warning) for warning in finding.warnings)
     return "; ".join(part for part in parts if part)
 
 
 def _codes_block(findings: Sequence[Finding]) -> list[str]:
     """What the codes of the short lines mean and ask for, each once."""
-    found = Counter(code for finding in findings for code in {finding.code, *map(_code, finding.warnings)} if code)
+    found = Counter(code for finding in findings for code in {finding.code, *map(code_of, finding.warnings)} if code)
     lines = []
     for code, count in sorted(found.items()):
         remedy = "" if explain.remedy(code) == explain.NOTHING else f" {explain.remedy(code)}"
@@ -295,10 +296,6 @@ def _has_no_place(geometry: Geometry) -> bool:
 
 def _inside(name: str, base: Path) -> str:
     return name.removeprefix(f"{base}/")
-
-
-def _code(warning: str) -> str:
-    return warning.partition(":")[0]
 
 
 def _value(value: str | float) -> str:

@@ -22,10 +22,12 @@ from medssl.data.archive import is_archive
 from medssl.data.cohort import Modality
 from medssl.data.identify import safe_id
 from medssl.data.incremental import Cache
-from medssl.data.series import Series, Volumes, chosen_stacks, doubts, find_series, modality_of, place_of
-from medssl.data.walk import Entry, walk
+from medssl.data.series import Series, Volumes, chosen_stacks, doubts, find_series, item_name, modality_of
+from medssl.data.walk import Entry, leads_out, walk
 from medssl.errors import CaseError, MedSSLError, ReadError
 from medssl.io.dicom.model import Item
+
+LABEL_SUFFIXES = ("_seg", "-seg", "_dseg", "_label", "-label", "_labels", "_mask", "-mask")
 
 _LABEL_FOLDERS = {"labels", "label", "labelstr", "labelsts", "labelsval", "masks", "mask", "segmentations"}
 _IMAGE_FOLDERS = {"images", "image", "imagestr", "imagests", "imagesval"}
@@ -132,7 +134,7 @@ def discover(
     candidates: list[Entry] = []
     for entry in walk(root, follow_links=rules.follow_links, unpack_to=unpack_to, leave_out=leave_out):
         path = entry.item
-        reason = _why_ignored(path) if entry.fault is None or _is_hidden(path) else ""
+        reason = _why_ignored(entry) if entry.fault is None or entry.is_hidden else ""
         if not str(path).isprintable():
             shown = str(path).encode("unicode_escape").decode()
             text = f"{shown}: the name has control characters or is not UTF-8. Rename the file."
@@ -141,7 +143,7 @@ def discover(
             result.ignored.append((str(path), reason))
         elif entry.fault is not None:
             result.refused.append((str(path), entry.fault))
-        elif not rules.follow_links and entry.path == root / path and _leads_out(root, path):
+        elif not rules.follow_links and entry.path == root / path and leads_out(entry.path, root):
             text = f"{path}: is a link that leads out of the folder. Set follow_links: true to allow it."
             result.refused.append((str(path), ReadError(text, code="E_LINK")))
         else:
@@ -176,7 +178,7 @@ def _by_name(entries: Sequence[Entry], rules: Rules, result: Discovery) -> tuple
         path = entry.item
         if not io.is_image(path):
             result.ignored.append((str(path), _what_it_is(entry)))
-        elif _is_label(path, rules.label_suffixes):
+        elif is_label(path, rules.label_suffixes):
             labels[path] = entry.path
         elif rules.image_glob is not None and not path.match(rules.image_glob):
             result.ignored.append((str(path), f"does not match {rules.image_glob}"))
@@ -201,7 +203,7 @@ def _take_series(series: Series, rules: Rules, result: Discovery, *, drawn: Mapp
     result.duplicates += series.duplicates
     unused = set(series.labels.values())
     for item in series.items:
-        name = place_of(item, series.items_of)
+        name = item_name(item, series.items_of)
         mask, mask_path = drawn.get(Path(name), (None, None))
         if rules.image_glob is not None and not any(
             Path(series.items_of[path]).match(rules.image_glob) for path in item.paths
@@ -231,7 +233,7 @@ def _take_series(series: Series, rules: Rules, result: Discovery, *, drawn: Mapp
                 f"patient-{item.patient}",
                 "told",
                 warnings + doubts(item.stacks[number]),
-                modality_of(item),
+                modality_of(item.modality),
                 item,
                 None if is_one else number,
             )
@@ -244,13 +246,10 @@ def _what_it_is(entry: Entry) -> str:
     return "an archive in an archive, not opened; unpack it" if is_archive(entry.item) else "not an image file"
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _why_ignored(path: Path) -> str:
-    if _is_hidden(path):
+def _why_ignored(entry: Entry) -> str:
+    if entry.is_hidden:
         return "hidden file"
+    path = entry.item
     channel = _CHANNEL.search(io.stem(path)) if _is_nnunet(path) else None
     if channel and channel[1] != "0000":
         return "further channel of an image; one file a case is read"
@@ -262,12 +261,8 @@ def _is_nnunet(path: Path) -> bool:
     return any(part.lower() in _NNUNET_FOLDERS for part in path.parts[:-1])
 
 
-def _leads_out(root: Path, path: Path) -> bool:
-    """Whether a file is a link to a place outside; folders that are links are not entered anyway."""
-    return (root / path).is_symlink() and not (root / path).resolve().is_relative_to(root.resolve())
-
-
-def _is_label(path: Path, suffixes: Sequence[str]) -> bool:
+def is_label(path: Path, suffixes: Sequence[str] = LABEL_SUFFIXES) -> bool:
+    """Whether a name, or the folder, is that of a label map."""
     in_folder = any(part.lower() in _LABEL_FOLDERS for part in path.parts[:-1])
     return in_folder or io.stem(path).lower().endswith(tuple(suffix.lower() for suffix in suffixes))
 
@@ -292,7 +287,7 @@ def _folders_of_one(series: Series) -> dict[Path, Path]:
     inside: dict[Path, set[Path]] = defaultdict(set)
     single = set()
     for item in series.items:
-        name = Path(place_of(item, series.items_of))
+        name = Path(item_name(item, series.items_of))
         single |= {name} if len(item.stacks) == 1 else set()
         for folder in name.parents[:-1]:
             inside[folder].add(name)

@@ -22,13 +22,12 @@ from medssl.io.dicom.assemble import assemble
 from medssl.io.dicom.elements import is_dicom
 from medssl.io.dicom.header import read_header
 from medssl.io.dicom.model import Header, Item, Stack
-from medssl.io.dicom.reader import named_alike
+from medssl.io.dicom.reader import may_be_dicom, named_alike
 from medssl.io.dicom.series_list import SUFFIX, write_list
 from medssl.volume import Volume
 
 _KINDS: tuple[Kind, ...] = ("image", "label", "refused", "ignored", "unread")
 _HEAD_BYTES = 160
-_DICOM_SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
 _MOST_READ = 24
 _PERCENTILES = (1, 50, 99)
 _MOST_SAMPLED = 4_000_000
@@ -41,7 +40,7 @@ def doctor(path: Path, *, label: bool = False, on: Path | None = None, reading: 
     Args:
         path: File of any format, or a folder with any mix of files.
         label: Whether it is a label map.
-        on: Image that the label map lies on; needed for contours.
+        on: Image that the label map must lie on; needed for contours.
         reading: How files are read, such as which of several volumes.
 
     Raises:
@@ -67,7 +66,7 @@ def _folder(root: Path, reading: Reading, *, unpack_to: Path) -> list[Finding]:
     strangers: list[Path] = []
     entries = walk(root, unpack_to=unpack_to)
     for entry in entries:
-        if any(part.startswith(".") for part in entry.item.parts):
+        if entry.is_hidden:
             findings.append(_ignored(entry.path, "hidden file"))
         elif entry.fault is not None:
             findings.append(_refused(str(entry.path), entry.fault))
@@ -201,7 +200,7 @@ def _order(stack: Stack) -> str:
     distance = abs(float(normal @ step)) / float(np.linalg.norm(normal))
     text = f"{count} slices, sorted by their position along the normal of the slices, {distance:.4g} mm apart"
     if stack.gaps:
-        text += f"; {len(stack.gaps)} more are interpolated"
+        text += f"; {len(stack.gaps)} more {'is' if len(stack.gaps) == 1 else 'are'} interpolated"
     return text
 
 
@@ -230,7 +229,7 @@ def _stranger(path: Path) -> Finding:
         head = integrity.read_bytes(path, most=_HEAD_BYTES)
         content = integrity.detect(head, path=path)
     except MedSSLError as error:
-        if error.code == "E_EMPTY" and path.suffix.lower() in _DICOM_SUFFIXES:
+        if error.code == "E_EMPTY" and may_be_dicom(path):
             return _refused(str(path), error)
         return _ignored(path, "no image, neither by its name nor by its content")
     if content == "series list":

@@ -59,8 +59,8 @@ class PrepareConfig(Config):
     Args:
         modality: Cases of another modality are refused; ``other`` takes all.
         spatial_dims: 2 refuses volumes, 3 refuses images of one slice; None takes both, which one model cannot.
-        orientation: Where the array axes point.
-        spacing_mm: Voxel size to resample to; None keeps each case's own.
+        orientation: Where the array axes point; images of one slice keep their own, columns and then rows.
+        spacing_mm: Voxel size to resample to, of images of one slice that of a pixel; None keeps each case's own.
         intensity: Scaling of values.
         body_mask: Where statistics are taken and crops are drawn.
         crop: Cutting the air off.
@@ -206,10 +206,11 @@ def prepare_volume(
         CaseError: E_SPATIAL_DIMS for a volume where images of one slice are wanted, and the other way round.
     """
     source = volume.geometry
-    if config.spatial_dims == (3 if source.shape[2] == 1 else 2):
+    is_flat = source.shape[2] == 1
+    if config.spatial_dims == (3 if is_flat else 2):
         raise CaseError(
-            f"volume: {source.shape[2]} slices; this preparation is for {config.spatial_dims}D images. Prepare it with "
-            "a configuration of its own.",
+            f"volume of {source.shape[2]} slice{'s' * (not is_flat)}; this preparation is for {config.spatial_dims}D "
+            "images. Prepare it with a configuration of its own.",
             code="E_SPATIAL_DIMS",
         )
     notes: list[str] = []
@@ -224,8 +225,11 @@ def prepare_volume(
             f"W_SHEAR: axes are {source.shear_deg:.2f} degrees off the right angle; resampled to right angles."
         )
         image, mask_label = _both(image, mask_label, lambda v: resample_to(v, v.geometry.orthogonalised()))
-    image, mask_label = _both(image, mask_label, lambda v: reorient(v, config.orientation))
     spacing = config.spacing_mm
+    if not is_flat:
+        image, mask_label = _both(image, mask_label, lambda v: reorient(v, config.orientation))
+    elif spacing is not None:
+        spacing = (*spacing[:2], image.geometry.spacing_mm[2])
     if spacing is not None and not np.allclose(image.geometry.spacing_mm, spacing, rtol=0, atol=1e-4):
         image, mask_label = _both(image, mask_label, lambda v: respace(v, spacing))
     mask, mask_notes = body_mask(image.array[0].astype(np.float32, copy=False), config.body_mask)

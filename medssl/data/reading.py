@@ -150,14 +150,14 @@ def matched_label(image: Volume, label: Volume, *, item: str) -> Volume:
     if label.geometry.shape != image.geometry.shape:
         raise CaseError(
             f"{item}: label of shape {label.array.shape}, image of shape {image.array.shape} (channels first); "
-            "a label has the voxels of its image. Find the label of this image, or set label_grid: resample in a scan.",
+            "a label has the voxels of its image. Find the label of this image, or scan with --label-grid resample.",
             code="E_SHAPE",
         )
     distance = image.geometry.max_corner_distance_mm(label.geometry)
     if distance > _LABEL_TOLERANCE_MM:
         raise GeometryError(
             f"{item}: label lies {distance:.2f} mm off its image at a corner; {_LABEL_TOLERANCE_MM} mm is allowed. "
-            "Correct its header, or set label_grid: resample or trust in a scan."
+            "Correct its header, or scan with --label-grid resample or trust."
         )
     return Volume(label.array, image.geometry, "label")
 

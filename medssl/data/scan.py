@@ -18,7 +18,7 @@ from medssl import io
 from medssl.config import Config, dump_yaml
 from medssl.data import listing
 from medssl.data.cohort import Case, Cohort, Modality, leak_error, split_leaks
-from medssl.data.discover import Rules, discover
+from medssl.data.discover import LABEL_SUFFIXES, Rules, discover
 from medssl.data.examine import Checked, Task, examine_all
 from medssl.data.identify import load_key, renamed, write_names
 from medssl.data.incremental import Cache
@@ -30,7 +30,7 @@ from medssl.errors import MedSSLError, NoInputError
 from medssl.io.dicom.series_list import SUFFIX, write_list
 from medssl.ledger import Ledger
 from medssl.report.cohort import CaseSummary, write_cohort_report
-from medssl.runfolder import RunFolder, atomic_write, make_folder, remove
+from medssl.runfolder import RunFolder, atomic_write, remove
 
 _NO_SPLIT = "W_NO_SPLIT: other cases have a split and this one has none; it is in no split."
 _OWN_FOLDERS = ("series", "thumbnails", "unpacked")
@@ -85,7 +85,7 @@ class ScanConfig(Config):
     modality: Modality = "other"
     table: str | None = None
     image_glob: str | None = None
-    label_suffixes: tuple[str, ...] = ("_seg", "-seg", "_dseg", "_label", "-label", "_labels", "_mask", "-mask")
+    label_suffixes: tuple[str, ...] = LABEL_SUFFIXES
     label_values: tuple[int, ...] | None = None
     label_grid: Literal["same", "resample", "trust"] = "same"
     volumes: Volumes = "auto"
@@ -247,12 +247,12 @@ def _listed(
         listed = listing.of_table(data, modality=config.modality, reading=config.reading)
     else:
         rules = Rules(
-            config.label_suffixes,
-            config.image_glob,
-            config.follow_links,
-            config.volumes,
-            config.regularise,
-            config.workers,
+            label_suffixes=config.label_suffixes,
+            image_glob=config.image_glob,
+            follow_links=config.follow_links,
+            volumes=config.volumes,
+            regularise=config.regularise,
+            workers=config.workers,
         )
         own = [table.parent / name for name in mine]
         seen = discover(data, rules=rules, key=key, unpack_to=shop / "unpacked", leave_out=own, cache=cache)
@@ -266,7 +266,6 @@ def _listed(
         listed = listing.of_folder(seen.found, modality=config.modality, reading=config.reading, series=folder)
         for path, item in {Path(one.case.image): one.series for one in listed}.items():
             if item is not None:
-                make_folder(folder)
                 write_list(item, path)
     if config.table is not None:
         listed = listing.with_table(listed, listing.find_table(config.table, data), ledger)

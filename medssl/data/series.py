@@ -18,7 +18,7 @@ from medssl.errors import CaseError, MedSSLError, ReadError
 from medssl.io.dicom.assemble import assemble
 from medssl.io.dicom.header import read_header
 from medssl.io.dicom.model import Assembly, Header, Item, Stack
-from medssl.io.dicom.reader import named_alike
+from medssl.io.dicom.reader import may_be_dicom, named_alike
 from medssl.io.source import is_image
 
 Volumes = Literal["auto", "refuse", "first", "middle", "all", "channels"]
@@ -26,7 +26,6 @@ Volumes = Literal["auto", "refuse", "first", "middle", "all", "channels"]
 _MOST_VOLUMES = 8
 _PARALLEL_FROM = 8000  # below it, starting processes takes longer than reading the headers
 _CHUNK_FILES = 200
-_SUFFIXES = {"", ".dcm", ".dicom", ".ima"}
 _RADIOGRAPHS = {"CR", "DX", "MG", "XA", "RF", "IO", "PX"}
 _SEEN_BESIDE_OTHERS = ("W_BROKEN_NEIGHBOUR", "W_SPLIT", "W_VOLUME_ORDER")
 _SAME_WORD: dict[str, Modality] = {"CT": "CT", "MR": "MR", "PT": "PT", "US": "US"}
@@ -122,12 +121,12 @@ def doubts(stack: Stack) -> tuple[str, ...]:
     return tuple(warning for warning in stack.warnings if warning.startswith(_SEEN_BESIDE_OTHERS))
 
 
-def modality_of(item: Item) -> Modality:
+def modality_of(code: str) -> Modality:
     """The word of a cohort for the modality in a DICOM header."""
-    return "XR" if item.modality in _RADIOGRAPHS else _SAME_WORD.get(item.modality, "other")
+    return "XR" if code in _RADIOGRAPHS else _SAME_WORD.get(code, "other")
 
 
-def place_of(item: Item, items_of: Mapping[Path, str]) -> str:
+def item_name(item: Item, items_of: Mapping[Path, str]) -> str:
     """Name of a DICOM item in a ledger: the folder of its files, and its own name."""
     folder = os.path.commonpath([os.path.dirname(items_of[path]) for path in item.paths])  # noqa: PTH120
     return os.path.join(folder, f"series-{item.name}")  # noqa: PTH118
@@ -163,7 +162,7 @@ def _look(path: Path, *, key: bytes) -> Looked:
         if error.code == "E_FORMAT":
             return Looked()
         is_none = is_image(path) or error.code in {"E_EMPTY", "E_NOT_REGULAR", "E_MISSING"}
-        is_mine = path.suffix.lower() in _SUFFIXES or not is_none
+        is_mine = may_be_dicom(path) or not is_none
         return Looked(error=error) if is_mine else Looked()
 
 
@@ -197,8 +196,8 @@ def _give_labels(assembly: Assembly, result: Series) -> None:
         for place in places:
             claims.setdefault(place, []).append(header)
         if not places:
-            text = f"{header.path}: a DICOM label whose image is not among the files, or not one only. "
-            text += "Put its image beside it, or list the pairs in a CSV."
+            text = f"{header.path}: a DICOM label whose image is not there, was refused, or is not one only. "
+            text += "Put its image beside it, mend that, or list the pairs in a CSV."
             result.refused.append((result.items_of[header.path], CaseError(text, code="E_PAIR")))
     rivals = {header.path: several for several in claims.values() if len(several) > 1 for header in several}
     for path, several in rivals.items():

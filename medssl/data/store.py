@@ -38,7 +38,7 @@ from medssl.geometry import Geometry
 from medssl.runfolder import atomic_path, atomic_write
 from medssl.views import BODY
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 MAX_SAMPLE_VOXELS = 2000
 
 

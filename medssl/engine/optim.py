@@ -79,7 +79,10 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps is {self.warmup_steps} of {self.steps} steps; give it at most steps")
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps; give it at most steps, as with "
+                "--set train.warmup_steps=0"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; give two numbers in [0, 1)")
         return self

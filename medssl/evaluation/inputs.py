@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medssl.data.archive import is_archive
-from medssl.data.cohort import Cohort
+from medssl.data.cohort import Cohort, Modality
+from medssl.data.discover import is_label
+from medssl.data.listing import book
 from medssl.data.reading import Reading
-from medssl.data.series import doubts, find_series, place_of
+from medssl.data.series import doubts, find_series, item_name
 from medssl.data.walk import Entry, walk
 from medssl.errors import CaseError, ConfigError, NoInputError, ReadError
 from medssl.io import is_image, stem
@@ -34,6 +36,7 @@ class Job:
         reading: Choices by which it is read.
         series: The DICOM item that it is a volume of.
         warnings: What is said against it before it is read, as ``W_CODE: sentence``.
+        modality: Of the table, where one is given.
     """
 
     item: str
@@ -42,6 +45,7 @@ class Job:
     reading: Reading = field(default_factory=Reading)
     series: Item | None = None
     warnings: tuple[str, ...] = ()
+    modality: Modality = "other"
 
 
 def plan(inputs: Path | Sequence[Path], out: Path, ledger: Ledger, *, unpack_to: Path) -> list[Job]:
@@ -107,6 +111,9 @@ def _jobs(given: Sequence[Path], out: Path, ledger: Ledger, unpack_to: Path) -> 
         elif path.name.endswith(SUFFIX):
             seen.add(path.resolve())
             jobs += _of_list(entry, out, ledger)
+        elif path not in given and is_image(path) and is_label(entry.item):
+            ledger.expect(item)
+            ledger.ignore(item, "a label by its name, not a scan; give the file itself to segment it all the same")
         elif is_image(path):
             seen.add(path.resolve())
             jobs.append(_announced(Job(item, path, out / f"{stem(entry.item)}{_SUFFIX}"), ledger))
@@ -120,7 +127,10 @@ def _jobs(given: Sequence[Path], out: Path, ledger: Ledger, unpack_to: Path) -> 
 
 def _of_table(table: Path, out: Path, ledger: Ledger) -> list[Job]:
     cases = Cohort.from_csv(table)
-    jobs = [Job(case.case_id, Path(case.image), out / f"{case.case_id}{_SUFFIX}", case.reading) for case in cases]
+    jobs = [
+        Job(case.case_id, Path(case.image), out / f"{case.case_id}{_SUFFIX}", case.reading, modality=case.modality)
+        for case in cases
+    ]
     return [_announced(job, ledger) for job in jobs]
 
 
@@ -145,21 +155,14 @@ def _of_list(entry: Entry, out: Path, ledger: Ledger) -> list[Job]:
 def _of_dicom(entries: Sequence[Entry], out: Path, ledger: Ledger) -> list[Job]:
     """Every volume of the DICOM files among some files; what is none is booked."""
     found = find_series(entries, key=b"")
-    for item, error in found.refused:
-        ledger.expect(item)
-        ledger.reject(item, error)
-    for item, reason in [*found.ignored, *((str(entry.item), "not an image by its name") for entry in found.others)]:
-        ledger.expect(item)
-        ledger.ignore(item, reason)
-    for item, other in found.duplicates:
-        ledger.expect(item)
-        ledger.duplicate(item, f"the same DICOM image as {other}")
+    found.ignored += [(str(entry.item), "not an image by its name") for entry in found.others]
+    book(found, ledger)
     for path in set(found.labels.values()):
         ledger.expect(found.items_of[path])
         ledger.ignore(found.items_of[path], "a label, not a scan")
     jobs = []
     for series in found.items:
-        place, count = place_of(series, found.items_of), len(series.stacks)
+        place, count = item_name(series, found.items_of), len(series.stacks)
         path = out / "series" / f"{series.name}{SUFFIX}"
         for number in range(count):
             target = _target(out, series.name, number, count)
@@ -192,9 +195,8 @@ def _entries(path: Path, out: Path, unpack_to: Path) -> Iterator[Entry]:
         yield Entry(Path(path.name), path)
         return
     for entry in walk(path, unpack_to=unpack_to):
-        is_hidden = any(part.startswith(".") for part in entry.item.parts)
         is_member = entry.path.is_relative_to(unpack_to)
-        if not is_hidden and (is_member or not entry.path.resolve().is_relative_to(out.resolve())):
+        if not entry.is_hidden and (is_member or not entry.path.resolve().is_relative_to(out.resolve())):
             yield entry
 
 

@@ -85,6 +85,10 @@ def match(
                 "one, or the failures would be left out of the mean. Predict it, or see why it was refused."
             )
             ledger.reject(reference.case_id, CaseError(message, code="E_NO_PREDICTION"))
+    for name, case_id in _without_label(labels):
+        if found.pop(_folded(name), None) is not None:
+            ledger.expect(case_id)
+            ledger.ignore(case_id, "its case has no label to compare with")
     known = {reference.case_id for reference in references}
     for path in found.values():
         name = stem(path)
@@ -95,9 +99,17 @@ def match(
     if not pairs:
         raise NoInputError(
             f"{predictions}: {len(found)} predictions and {len(references)} references, none with the same name. "
-            "Names without suffix must be equal."
+            "Names without suffix must be equal; DICOM is matched by the cohort.csv of its scan."
         )
     return pairs
+
+
+def _without_label(labels: Path) -> list[tuple[str, str]]:
+    """Names that a prediction of an unlabelled case of a cohort may have, with the case."""
+    if labels.suffix.lower() != ".csv":
+        return []
+    cases = Cohort.from_csv(labels).select(labelled=False)
+    return [(name, case.case_id) for case in cases for name in dict.fromkeys((case.case_id, _predicted_name(case)))]
 
 
 def _check_names(references: Sequence[_Reference], predictions: Mapping[str, Path]) -> None:

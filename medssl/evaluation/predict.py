@@ -29,6 +29,7 @@ from medssl import pool
 from medssl.config import Config
 from medssl.data.prepare import PrepareConfig, reading_of
 from medssl.data.reading import Reading, nameless, read_image
+from medssl.data.series import modality_of
 from medssl.data.store import StoredCase
 from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, MedSSLError
 from medssl.evaluation.inputs import Job, plan
@@ -40,7 +41,7 @@ from medssl.io.dicom.series_list import write_list
 from medssl.ledger import Ledger, Outcome
 from medssl.nn.bundle import Passport, load_bundle
 from medssl.progress import track
-from medssl.runfolder import RunFolder, atomic_write, make_folder, read_journal, remove
+from medssl.runfolder import RunFolder, atomic_write, read_journal, remove
 from medssl.volume import Volume
 
 _COLUMNS = ("item", "output", "source_digest", "output_digest", "voxels")
@@ -222,6 +223,12 @@ def _predict_one(
     """Read, segment and write one scan; give its record."""
     with nameless(str(job.path), job.item):
         volume, source = read_image(job.path, reading_of(reading, job.reading), unit=reading.unit)
+    modality = job.modality if job.modality != "other" else modality_of(str(source.facts.get("modality", "")))
+    if "other" not in {modality, reading.modality} and modality != reading.modality:
+        raise CaseError(
+            f"{job.item}: an image of {modality}; the bundle was made for {reading.modality}. Take a bundle for it.",
+            code="E_MODALITY",
+        )
     if reading.spacing_mm is not None and not source.has_spacing:
         raise CaseError(
             f"{job.item}: states no spacing; the bundle works at {reading.spacing_mm} mm. "
@@ -301,7 +308,6 @@ def _write_lists(jobs: Sequence[Job]) -> None:
     """Write the series list of each DICOM image, so that it can be read like a file."""
     for path, series in {job.path: job.series for job in jobs}.items():
         if series is not None:
-            make_folder(path.parent)
             write_list(series, path)
 
 

@@ -86,7 +86,7 @@ def test_a_missing_slice_is_refused_with_meaning_and_remedy(tmp_path: Path) -> N
     assert explain.meaning("E_MISSING_SLICE") in text
     assert explain.remedy("E_MISSING_SLICE") in text
     mended = doctor(tmp_path, reading=Reading(regularise=True))
-    assert mended.of("image")[0].order.endswith("1 more are interpolated")
+    assert mended.of("image")[0].order.endswith("1 more is interpolated")
     assert mended.exit_code() == ExitCode.OK
 
 
@@ -187,6 +187,22 @@ def test_a_label_map_has_its_values_listed(tmp_path: Path) -> None:
     assert "none but background" in empty.text()
     wrong = doctor(nifti(tmp_path / "c_seg.nii.gz", array + 0.5), label=True)
     assert wrong.findings[0].code == "E_LABEL_VALUE"
+
+
+def test_a_label_map_is_held_against_its_image(tmp_path: Path) -> None:
+    label = nifti(tmp_path / "a_seg.nii.gz", np.ones((6, 6, 6), np.uint8))
+    image = nifti(tmp_path / "a.nii.gz", np.zeros((6, 6, 6), np.int16))
+    turned = nifti(
+        tmp_path / "turned.nii.gz",
+        np.zeros((6, 6, 6), np.int16),
+        np.array([[-1.0, 0, 0, 5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    )
+    larger = nifti(tmp_path / "larger.nii.gz", np.zeros((6, 6, 7), np.int16))
+    moved = nifti(tmp_path / "moved.nii.gz", np.zeros((6, 6, 6), np.int16), np.eye(4) + np.eye(4, k=3))
+    for on in (image, turned):
+        assert doctor(label, label=True, on=on).exit_code() == ExitCode.OK
+    assert doctor(label, label=True, on=larger).findings[0].code == "E_SHAPE"
+    assert doctor(label, label=True, on=moved).findings[0].code == "E_GEOMETRY"
 
 
 def test_warnings_are_explained_and_a_remedy_only_where_there_is_one(tmp_path: Path) -> None:

@@ -643,5 +643,18 @@ def test_one_kind_of_image_is_taken_where_one_is_asked_for(spatial_dims: int, sl
     if is_taken:
         assert prepare_volume(volume, config).volume.array.shape == array.shape
     else:
-        with pytest.raises(CaseError, match=f"{slices} slices; this preparation is for {spatial_dims}D"):
+        with pytest.raises(CaseError, match=f"of {slices} slices?; this preparation is for {spatial_dims}D"):
             prepare_volume(volume, config)
+
+
+def test_an_image_of_one_slice_keeps_its_plane_and_its_thickness() -> None:
+    array = np.random.default_rng(0).normal(100, 20, (1, 12, 10, 1)).astype(np.float32)
+    sagittal = np.array([[0, 0, 10.0, 3], [-1, 0, 0, 40], [0, -1, 0, 20], [0, 0, 0, 1]])
+    volume = Volume(array, Geometry((12, 10, 1), sagittal), "arbitrary")
+    prepared = prepare_volume(volume, PLAIN)
+    assert prepared.volume.array.shape == array.shape
+    config = PrepareConfig.parse({**PLAIN.to_dict(), "spacing_mm": (2.0, 2.0, 1.0), "spatial_dims": 2})
+    halved = prepare_volume(volume, config).volume
+    assert halved.geometry.shape == (6, 5, 1)
+    np.testing.assert_allclose(halved.geometry.spacing_mm, (2, 2, 10))
+    np.testing.assert_allclose(halved.geometry.centre_mm, volume.geometry.centre_mm, atol=1e-9)

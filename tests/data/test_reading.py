@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from verdicts import booked
 
 from medssl.config import Config
 from medssl.data.cohort import Case, Cohort
@@ -35,7 +36,7 @@ def _scan(root: Path, **options: object) -> ScanResult:
 
 
 def _codes(result: ScanResult) -> list[str]:
-    return [entry.code for entry in result.ledger if entry.outcome is Outcome.REJECTED]
+    return list(booked(result).values())
 
 
 def test_choices_survive_a_table(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_label_on_another_grid_is_refused_resampled_or_trusted(tmp_path: Path,
     write_nifti(tmp_path / "d/c_seg.nii.gz", _label())
     assert _codes(_scan(tmp_path)) == ["E_GEOMETRY", "E_SHAPE"]
     resampled = _scan(tmp_path, label_grid="resample")
-    assert {entry.item: entry.code for entry in resampled.ledger if entry.outcome is Outcome.WARNED} == {
+    assert booked(resampled, Outcome.WARNED) == {
         "a.nii.gz": "W_LABEL_RESAMPLED",
         "b.nii.gz": "W_LABEL_RESAMPLED",
     }

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from verdicts import booked
 
 from medssl.data.cohort import Cohort
 from medssl.data.identify import safe_id
@@ -37,10 +38,6 @@ def _label(value: int = 1) -> np.ndarray:
     label = np.zeros(SHAPE, np.uint8)
     label[2:4, 2:4, 2:4] = value
     return label
-
-
-def _codes(result: ScanResult) -> dict[str, str]:
-    return {entry.item: entry.code for entry in result.ledger if entry.outcome is Outcome.REJECTED}
 
 
 def test_the_decathlon_layout_is_understood(tmp_path: Path, make_case: MakeCase, write_nifti: WriteNifti) -> None:
@@ -139,7 +136,7 @@ def test_a_table_of_cases_is_understood(tmp_path: Path, write_nifti: WriteNifti)
     )
     result = _scan(tmp_path / "cases.csv", tmp_path / "out", modality="CT")
     assert [(c.case_id, c.subject_id, c.modality) for c in result.cohort] == [("p", "s1", "MR"), ("q", "s1", "CT")]
-    assert list(_codes(result)) == ["r"]
+    assert list(booked(result)) == ["r"]
     assert result.ledger.exit_code() is ExitCode.SOME_REJECTED
 
 
@@ -220,7 +217,7 @@ def test_bad_files_are_named_and_the_others_go_on(tmp_path: Path, make_case: Mak
     write_nifti(label("empty"), np.zeros(shape, np.uint8), affine)
     write_nifti(image("const"), np.full(shape, 7, np.int16), affine)
     result = scan(data, tmp_path / "out/cohort.csv", config=ScanConfig(workers=2, names="keep"))
-    codes = _codes(result)
+    codes = booked(result)
     assert codes == {
         "imagesTr/cut.nii.gz": "E_TRUNCATED",
         "imagesTr/flip.nii.gz": "E_CRC",
@@ -249,7 +246,7 @@ def test_a_subject_in_two_splits_is_refused_and_the_others_go_on(tmp_path: Path,
         make_case(data, name)
     (data / "m.csv").write_text("case_id,subject_id,split\na,s1,train\nb,s1,test\nc,s2,train\n")
     result = _scan(data, tmp_path / "out", table="m.csv")
-    assert _codes(result) == {"imagesTr/a.nii.gz": "E_LEAK", "imagesTr/b.nii.gz": "E_LEAK"}
+    assert booked(result) == {"imagesTr/a.nii.gz": "E_LEAK", "imagesTr/b.nii.gz": "E_LEAK"}
     assert [c.case_id for c in result.cohort] == ["c"]
     assert result.ledger.exit_code() is ExitCode.SOME_REJECTED
 
@@ -269,7 +266,7 @@ def test_labels_without_or_with_several_images_are_refused(tmp_path: Path, write
     for name in ("a_seg", "a_mask", "b_seg", "r/c_seg"):
         write_nifti(tmp_path / f"d/{name}.nii.gz", _label())
     result = _scan(tmp_path / "d", tmp_path / "out")
-    assert _codes(result) == dict.fromkeys(
+    assert booked(result) == dict.fromkeys(
         ("a_mask.nii.gz", "a_seg.nii.gz", "b_seg.nii.gz", "r/c_seg.nii.gz"), "E_PAIR"
     )
     assert {c.case_id: c.label is not None for c in result.cohort} == {"a": False, "p_c": False, "q_c": False}
@@ -281,7 +278,7 @@ def test_a_brain_mask_beside_a_segmentation_is_not_taken_for_the_label(tmp_path:
     write_nifti(derived / "sub-01_desc-brain_mask.nii.gz", _label())
     write_nifti(derived / "sub-01_dseg.nii.gz", _label(2))
     result = _scan(tmp_path / "d", tmp_path / "out")
-    assert list(_codes(result).values()) == ["E_PAIR", "E_PAIR"]
+    assert list(booked(result).values()) == ["E_PAIR", "E_PAIR"]
     assert [c.label for c in result.cohort] == [None]
 
 
@@ -329,9 +326,9 @@ def test_folders_that_cannot_be_entered_are_booked(
 
     monkeypatch.setattr(os, "scandir", forbid)
     result = _scan(data, tmp_path / "out")
-    assert _codes(result) == {"more": "E_LINK", "sub/loop": "E_LINK", "shut": "E_PERMISSION"}
+    assert booked(result) == {"more": "E_LINK", "sub/loop": "E_LINK", "shut": "E_PERMISSION"}
     followed = _scan(data, tmp_path / "out", follow_links=True)
-    assert _codes(followed) == {"sub/loop": "E_LINK", "shut": "E_PERMISSION"}
+    assert booked(followed) == {"sub/loop": "E_LINK", "shut": "E_PERMISSION"}
     assert [c.case_id for c in followed.cohort] == ["a", "b"]
 
 
@@ -382,7 +379,7 @@ def test_names_that_differ_only_by_case_are_refused(tmp_path: Path, write_nifti:
     for number, name in enumerate(("Pat1", "pat1", "pat2")):
         write_nifti(tmp_path / f"d/{name}.nii.gz", _image(number))
     result = _scan(tmp_path / "d", tmp_path / "out")
-    assert set(_codes(result).values()) == {"E_NAME_CLASH"}
+    assert set(booked(result).values()) == {"E_NAME_CLASH"}
     assert [c.case_id for c in result.cohort] == ["pat2"]
 
 
@@ -395,7 +392,7 @@ def test_strange_names_get_safe_ids_or_are_refused(tmp_path: Path, write_nifti: 
     result = _scan(data, tmp_path / "out")
     assert len({c.case_id for c in result.cohort}) == 5
     assert all(c.case_id.replace("-", "").replace("_", "").isalnum() for c in result.cohort)
-    assert sorted(_codes(result).values()) == ["E_NAME", "E_NAME"]
+    assert sorted(booked(result).values()) == ["E_NAME", "E_NAME"]
     assert Cohort.from_csv(result.path) == result.cohort
 
 
@@ -410,7 +407,7 @@ def test_a_link_out_of_the_folder_is_followed_only_if_told_so(tmp_path: Path, wr
     outside = write_nifti(tmp_path / "other/a.nii.gz", _image(0))
     write_nifti(tmp_path / "d/b.nii.gz", _image(1))
     (tmp_path / "d/a.nii.gz").symlink_to(outside)
-    assert _codes(_scan(tmp_path / "d", tmp_path / "out")) == {"a.nii.gz": "E_LINK"}
+    assert booked(_scan(tmp_path / "d", tmp_path / "out")) == {"a.nii.gz": "E_LINK"}
     assert len(_scan(tmp_path / "d", tmp_path / "out", follow_links=True).cohort) == 2
 
 
@@ -431,7 +428,7 @@ def test_files_that_are_no_images_are_ignored_and_empty_dicom_is_refused(tmp_pat
     (tmp_path / "d/readme").write_text("a text that is longer than the head of a file which is looked at " * 4)
     result = _scan(tmp_path / "d", tmp_path / "out")
     reasons = {entry.item: entry.reason for entry in result.ledger}
-    assert _codes(result) == {"x.dcm": "E_EMPTY"}
+    assert booked(result) == {"x.dcm": "E_EMPTY"}
     assert reasons["notes.txt"] == reasons["readme"] == "not an image file"
 
 

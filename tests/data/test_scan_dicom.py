@@ -18,6 +18,7 @@ import pytest
 from phantoms import REAL_DATA
 from pydicom import uid
 from pydicom.dataset import Dataset
+from verdicts import booked
 
 from medssl.data.cohort import Cohort
 from medssl.data.prepare import PrepareConfig, prepare
@@ -30,10 +31,6 @@ SHAPE = (8, 10, 6)
 
 def _scan(data: Path, out: Path, **options: object) -> ScanResult:
     return scan(data, out, config=ScanConfig.parse({"workers": 1, **options}))
-
-
-def _codes(result: ScanResult, outcome: Outcome = Outcome.REJECTED) -> dict[str, str]:
-    return {entry.item: entry.code for entry in result.ledger if entry.outcome is outcome}
 
 
 def _warnings(result: ScanResult) -> str:
@@ -96,7 +93,7 @@ def test_a_tree_of_any_names_becomes_cases_under_hashed_names(tmp_path: Path) ->
     by_modality = {case.modality: case for case in result.cohort}
     assert len({case.subject_id for case in result.cohort}) == 3
     assert all(re.fullmatch("case-[0-9a-f]{16}", case.case_id) for case in result.cohort)
-    assert _codes(result, Outcome.IGNORED) == {"notes.txt": ""}
+    assert booked(result, Outcome.IGNORED) == {"notes.txt": ""}
     volume, source = read_volume(Path(by_modality["MR"].image))
     assert (volume.geometry.shape, source.format) == ((10, 8, 6), "dicom")
     np.testing.assert_array_equal(volume.array[0], dicoms.series_values(SHAPE))
@@ -123,7 +120,7 @@ def test_several_volumes_of_a_series_become_cases_as_told(tmp_path: Path) -> Non
         "channels": [0],
     }, "the echoes of the phantom hold equal voxels"
     result = _scan(tmp_path / "d", tmp_path / "refuse", volumes="refuse")
-    assert list(_codes(result).values()) == ["E_SEVERAL"]
+    assert list(booked(result).values()) == ["E_SEVERAL"]
     assert "0: echo" in next(iter(result.ledger)).reason
 
 
@@ -169,7 +166,7 @@ def test_what_cannot_be_a_case_is_booked_once(tmp_path: Path) -> None:
     dicoms.write(sr, data / "sr")
     result = _scan(data, tmp_path / "out")
     first = min(str(path.relative_to(data)) for path in files)
-    assert _codes(result) == {f"{first} and 4 more": "E_MISSING_SLICE", "cut/x": "E_PIXEL_LENGTH"}
+    assert booked(result) == {f"{first} and 4 more": "E_MISSING_SLICE", "cut/x": "E_PIXEL_LENGTH"}
     assert "structured report" in {entry.item: entry.reason for entry in result.ledger}["sr"]
     (copy,) = [entry for entry in result.ledger if entry.outcome is Outcome.DUPLICATE]
     assert "copy.dcm" in copy.item + copy.reason
@@ -210,7 +207,7 @@ def test_labels_that_nothing_or_two_belong_to_are_refused(tmp_path: Path) -> Non
     lost = dicoms.write_series(tmp_path / "lost", series="b")
     _contours(lost, data / "orphan")
     result = _scan(data, tmp_path / "out")
-    assert _codes(result) == {"one": "E_PAIR", "two": "E_PAIR", "orphan": "E_PAIR"}
+    assert booked(result) == {"one": "E_PAIR", "two": "E_PAIR", "orphan": "E_PAIR"}
     assert [case.label for case in result.cohort] == [None]
 
 
@@ -227,7 +224,7 @@ def test_text_in_the_picture_is_refused_or_accepted_without_a_thumbnail(tmp_path
     dicoms.write_2d(tmp_path / "d/yes", modality="US", BurnedInAnnotation="YES", pixels=_noise(1))
     dicoms.write_2d(tmp_path / "d/no", modality="US", BurnedInAnnotation="NO", pixels=_noise(2))
     result = _scan(tmp_path / "d", tmp_path / "out")
-    assert list(_codes(result).values()) == ["E_BURNED_IN"]
+    assert list(booked(result).values()) == ["E_BURNED_IN"]
     assert "W_BURNED_IN" not in _warnings(result)
     told = _scan(tmp_path / "d", tmp_path / "told", burned_in="accept")
     assert len(told.cohort) == 2
@@ -312,7 +309,7 @@ def test_real_series_equal_their_reference_conversions_voxel_for_voxel(tmp_path:
     ):
         assert reasons[name].outcome is Outcome.DUPLICATE
         assert "series-" in reasons[name].reason
-    assert "E_MISSING_SLICE" in _codes(result).values()
+    assert "E_MISSING_SLICE" in booked(result).values()
     assert {case.modality for case in result.cohort} >= {"CT", "MR"}
 
 

@@ -189,7 +189,7 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("medssl.data.store.STORE_VERSION", 99)
     write_index(tmp_path, [], prepare={}, unit="HU", modality="CT")
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="store version 99; this medssl needs 2"):
+    with pytest.raises(CheckpointError, match="store version 99; this medssl needs 3"):
         ArrayStore.open(tmp_path)
 
 

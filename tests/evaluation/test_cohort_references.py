@@ -17,7 +17,7 @@ from medssl.evaluation.assess import EvaluateResult, evaluate
 from medssl.evaluation.matching import match
 from medssl.geometry import Geometry
 from medssl.io import read_volume, write_volume
-from medssl.ledger import Ledger
+from medssl.ledger import Ledger, Outcome
 from medssl.volume import Volume
 
 SHAPE = (18, 16, 12)
@@ -112,3 +112,17 @@ def test_predictions_of_series_lists_are_found_by_their_name(tmp_path: Path) -> 
         ("case-0", "abc-000.nii.gz", 0),
         ("case-1", "abc-001.nii.gz", 1),
     ]
+
+
+def test_predictions_of_unlabelled_cases_are_left_out_and_said(tmp_path: Path) -> None:
+    cases = [
+        Case(case_id="a", subject_id="a", image=str(tmp_path / "x.nii.gz"), label=str(tmp_path / "l")),
+        Case(case_id="b", subject_id="b", image=str(tmp_path / "y.nii.gz")),
+    ]
+    Cohort(cases).to_csv(tmp_path / "c.csv")
+    (tmp_path / "p").mkdir()
+    for name in ("a", "y"):
+        (tmp_path / "p" / f"{name}.nii.gz").write_bytes(b"")
+    ledger = Ledger()
+    assert [pair.case_id for pair in match(tmp_path / "p", tmp_path / "c.csv", ledger)] == ["a"]
+    assert [(entry.item, entry.outcome) for entry in ledger] == [("b", Outcome.IGNORED)]

@@ -530,3 +530,17 @@ def test_an_archive_is_opened_and_read_and_nothing_of_it_stays(
     runs = len(oracle)
     assert predict(model, scans, out=out).outputs == first.outputs
     assert len(oracle) == runs
+
+
+def test_images_of_another_modality_and_labels_are_not_segmented(tmp_path: Path, oracle: list[int]) -> None:
+    dicoms.write_series(tmp_path / "d/ct", series="ct", modality="CT")
+    dicoms.write_series(tmp_path / "d/mr", series="mr", modality="MR")
+    save_scan(tmp_path / "d/a.nii.gz")
+    save_scan(tmp_path / "d/a_label.nii.gz")
+    model = bundle(tmp_path / "bundle", prepare={**PLAIN, "modality": "MR"})
+    result = predict(model, tmp_path / "d", out=tmp_path / "out")
+    refused = [entry for entry in result.ledger if entry.outcome is Outcome.REJECTED]
+    assert [(entry.code, "an image of CT" in entry.reason) for entry in refused] == [("E_MODALITY", True)]
+    assert [entry.item for entry in result.ledger if entry.outcome is Outcome.IGNORED] == ["a_label.nii.gz"]
+    assert len(result.outputs) == 2
+    assert len(predict(model, tmp_path / "d/a_label.nii.gz", out=tmp_path / "one").outputs) == 1

@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one value, as in --set train.steps=100; repeatable.")
+    list[str] | None, typer.Option("--set", help="Override one value, as in --set key=value; repeatable.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
@@ -46,7 +46,9 @@ AssumeSpacing = Annotated[
 ]
 WhichVolume = Annotated[str | None, typer.Option(help="Of several volumes: its number, from 0, or channels.")]
 IsLabel = Annotated[bool, typer.Option("--label", help="It is a label map, a DICOM-SEG or an RTSTRUCT.")]
-OnImage = Annotated[Path | None, typer.Option("--on", help="Image that the label map lies on.")]
+OnImage = Annotated[
+    Path | None, typer.Option("--on", help="Image that the label map must lie on; needed for contours.")
+]
 ResumeOption = Annotated[str, typer.Option("--resume", help="auto: go on where a stopped run stood; must; never.")]
 
 
@@ -236,7 +238,7 @@ def finetune(
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle that `medssl finetune` left.")],
-    scans: Annotated[Path, typer.Argument(help="A scan, or a folder of scans.")],
+    scans: Annotated[Path, typer.Argument(help="A scan, a folder of scans, or the cohort.csv of a scan.")],
     out: Out,
     overlap: Annotated[float, typer.Option(help="Share by which neighbouring windows overlap, in [0, 0.9].")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -259,7 +261,10 @@ def predict(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
-    labels: Annotated[Path, typer.Argument(help="Folder of reference label maps of the same names.")],
+    labels: Annotated[
+        Path,
+        typer.Argument(help="Folder of reference label maps of the same names, or the cohort.csv that was predicted."),
+    ],
     out: Out,
     overrides: Overrides = None,
     dry_run: DryRun = False,

@@ -35,6 +35,7 @@ E_PATH  The header names a voxel file in another folder, which medssl does not f
     -> Put both files into one folder and name the voxel file without a path.
 E_PAIR  One file of a pair is missing, or it cannot be told which label map belongs to which image.
     -> Put both files side by side, name label maps like their image, or list the pairs in a CSV.
+    If the image itself was refused, mend that first.
 E_ENCODING  The voxels are stored in a way that is not read. -> Convert to .mha, .nrrd or .nii.gz with SimpleITK.
 E_DTYPE  The voxel type is none that can be kept without loss. -> Convert to float32 or to integers of at most 32 bits.
 E_NDIM  The image has more dimensions than one volume has.
@@ -101,7 +102,7 @@ W_SC  A screen save or another derived picture lay in the series and was left ou
 # DICOM series
 
 E_MISSING_SLICE  One or more slices of the series are not there, so two neighbours lie too far apart.
-    -> Export the missing slices, or read with `--regularise`, which interpolates them and says so.
+    -> Export the missing slices. Where few are missing, `--regularise` interpolates them and says so.
 E_NONUNIFORM  The distances between slices vary. -> Export one volume at a time, or resample with `--regularise`.
 E_DUP_POSITION  Two slices with different content lie at one place, and no header field tells two volumes apart.
     -> Export one reconstruction only.
@@ -149,7 +150,8 @@ W_MIXED_TRAITS  Slices of one volume differ in fields that usually tell volumes 
 # Grids
 
 E_AFFINE  The matrix from voxels to millimetres is not finite or flattens space. -> Repair the header, or export again.
-E_SHAPE  Sizes do not fit: image and label, or array and grid. -> Use a label map that was drawn on this very image.
+E_SHAPE  Sizes do not fit: image and label, or array and grid.
+    -> Use a label map that was drawn on this very image, or scan with `--label-grid resample`.
 E_GEOMETRY  Two grids lie at different places or turn differently by more than 0.1 mm.
     -> Scan with `--label-grid resample` for labels on another grid; with `trust` if only the label's header is wrong.
 E_SPACING  A voxel size is zero, no number, or outside 0.01 to 50 mm.

@@ -8,6 +8,7 @@ from foot.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,13 @@ def grids(
         shear=draw(st.sampled_from((1e-5, 1e-3, 0.05, 0.3))) if sheared else 0.0,
         centre_mm=draw(st.tuples(origin, origin, origin)),
     )
+
+
+def damaged(data: bytes, *, seed: int, count: int = 150) -> Iterator[bytes]:
+    """Copies with four random bytes changed, three in ten of them cut short as well."""
+    draw = np.random.default_rng(seed)
+    for _ in range(count):
+        raw = bytearray(data)
+        for position in draw.integers(0, len(raw), 4):
+            raw[position] = draw.integers(0, 256)
+        yield bytes(raw[: draw.integers(100, len(raw))] if draw.random() < 0.3 else raw)

@@ -5,16 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from medssl.config import load_yaml
 from medssl.data.prepare import PrepareConfig, prepare
+from medssl.data.scan import ScanConfig, scan
 from medssl.evaluation.study import StudyConfig, study
 from medssl.recipe import FinetuneRecipe, PretrainRecipe, finetune, pretrain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CLASSES = {"prepare": PrepareConfig, "pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "study": StudyConfig}
 SMOKE = ["train.steps=1", "train.warmup_steps=0", "train.batch_size=1", "checks.batches=1"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cohort of six ultrasound pictures and their masks."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        mask = np.zeros((140, 150), np.uint8)
+        mask[40:90, 50 + number : 100] = 1
+        grey = 60 + 100 * mask + rng.integers(0, 40, mask.shape)
+        Image.fromarray(grey.astype(np.uint8)).save(folder / f"p{number}.png")
+        Image.fromarray(mask).save(folder / f"p{number}_mask.png")
+    return scan(folder, folder / "out" / "cohort.csv", config=ScanConfig.parse({"modality": "US", "workers": 1})).path
+
+
+@pytest.fixture(scope="module")
+def picture_store(pictures: Path) -> Path:
+    store = pictures.parent / "store"
+    config = PrepareConfig.parse(load_yaml(CONFIGS / "prepare" / "picture.yaml"))
+    prepare(config, cohort=pictures, out=store, workers=1)
+    return store
 
 
 def files(kind: str = "*") -> list[Any]:
@@ -44,8 +69,12 @@ def test_every_folder_of_configs_has_a_command() -> None:
 
 
 @pytest.mark.parametrize("path", files("prepare"))
-def test_a_preparation_runs_on_a_phantom(path: Path, phantoms: Any, tmp_path: Path) -> None:
+def test_a_preparation_runs_on_a_phantom(path: Path, phantoms: Any, pictures: Path, tmp_path: Path) -> None:
     config = PrepareConfig.parse(load_yaml(path))
+    if config.spatial_dims == 2:
+        result = prepare(config, cohort=pictures, out=tmp_path / "store", workers=1)
+        assert result.ledger.exit_code() == 0
+        return
     lines = phantoms.cohort.read_text().replace(",MR,", f",{config.modality},").splitlines()[:2]
     cohort = tmp_path / "cohort.csv"
     cohort.write_text("\n".join(lines).replace("scans/", f"{phantoms.scans}/") + "\n")
@@ -54,17 +83,19 @@ def test_a_preparation_runs_on_a_phantom(path: Path, phantoms: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize("path", files("pretrain"))
-def test_a_pretraining_recipe_takes_a_step(path: Path, phantoms: Any, tmp_path: Path) -> None:
+def test_a_pretraining_recipe_takes_a_step(path: Path, phantoms: Any, picture_store: Path, tmp_path: Path) -> None:
     overrides = [*SMOKE, "checks.crops_per_case=1"]
-    assert pretrain(path, store=phantoms.store, out=tmp_path, overrides=overrides).step == 1
+    store = picture_store if path.stem.endswith("_2d") else phantoms.store
+    assert pretrain(path, store=store, out=tmp_path, overrides=overrides).step == 1
 
 
 @pytest.mark.parametrize("path", files("finetune"))
-def test_a_fine_tuning_recipe_takes_a_step(path: Path, phantoms: Any, tmp_path: Path) -> None:
+def test_a_fine_tuning_recipe_takes_a_step(path: Path, phantoms: Any, picture_store: Path, tmp_path: Path) -> None:
+    store = picture_store if path.stem.endswith("_2d") else phantoms.store
     overrides = list(SMOKE)
     if load_yaml(path)["task"].get("augment") == {"preset": "ct_light"}:
         overrides.append("task.augment={preset: mr_light}")
-    assert finetune(path, store=phantoms.store, out=tmp_path, overrides=overrides).step == 1
+    assert finetune(path, store=store, out=tmp_path, overrides=overrides).step == 1
 
 
 @pytest.mark.parametrize("path", files("study"))

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
 from medssl import __version__, explain
+from medssl.errors import code_of
 from medssl.ledger import Ledger, Outcome
 from medssl.report.figures import cohort_grids, cohort_intensities
 from medssl.report.page import NOTICE
@@ -26,7 +27,6 @@ _MOST_LINES = 12
 _ROUNDED_MM = 2
 _BACKTICKS = re.compile("`([^`]*)`")
 _SPLITS = ("train", "val", "test")
-_IN_THE_TABLE = (Outcome.REJECTED, Outcome.DUPLICATE, Outcome.WARNED, Outcome.IGNORED)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def write_cohort_report(
         intensities=cohort_intensities([(case.modality, case.unit, case.low, case.high) for case in cases]),
         cards=_cards(shown),
         left_out=len(cases) - len(shown),
-        case_warnings=_code_rows((code, 0) for case in cases for code in dict.fromkeys(map(_code, case.warnings))),
+        case_warnings=_code_rows((code, 0) for case in cases for code in dict.fromkeys(map(code_of, case.warnings))),
         refused=_code_rows(_lines(ledger, Outcome.REJECTED)),
         outcomes=[(str(outcome), ledger.count(outcome)) for outcome in Outcome],
         notice=NOTICE,
@@ -179,7 +179,8 @@ def _kinds(values: Iterable[str]) -> list[tuple[str, int, float]]:
     total = counts.total()
     rows = [(value, count, count / total) for value, count in counts.most_common(_MOST_KINDS)]
     rest = total - sum(count for _, count, _ in rows)
-    return [*rows, (f"{len(counts) - len(rows)} others", rest, rest / total)] if rest else rows
+    kinds = len(counts) - len(rows)
+    return [*rows, (f"{kinds} other{'s' if kinds > 1 else ''}", rest, rest / total)] if rest else rows
 
 
 def _spacing(case: CaseSummary) -> str:
@@ -201,7 +202,7 @@ def _card(case: CaseSummary) -> dict[str, Any]:
         "grid": case.grid,
         "spacing": _spacing(case),
         "range": f"{_number(case.low)} to {_number(case.high)}" + (f" {case.unit}" if case.unit != "arbitrary" else ""),
-        "codes": sorted({_code(warning) for warning in case.warnings}),
+        "codes": sorted({code_of(warning) for warning in case.warnings}),
     }
 
 
@@ -211,8 +212,7 @@ def _number(value: float) -> str:
 
 def _lines(ledger: Ledger, wanted: Outcome) -> Iterable[tuple[str, int]]:
     """Code and line in refused.csv of each entry; the file has one line a booked warning, and a head."""
-    booked = (entry for entry in ledger if entry.outcome in _IN_THE_TABLE)
-    return [(entry.code, line) for line, entry in enumerate(booked, start=2) if entry.outcome is wanted]
+    return [(entry.code, line) for line, entry in enumerate(ledger.noted(), start=2) if entry.outcome is wanted]
 
 
 def _code_rows(found: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
@@ -249,14 +249,10 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _code(warning: str) -> str:
-    return warning.partition(":")[0]
-
-
 def _words(text: str) -> Markup:
     """Text with what stands in backticks set as code."""
     return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704  escaped before
 
 
 def _remedy(warning: str) -> str:
-    return explain.remedy(_code(warning))
+    return explain.remedy(code_of(warning))

@@ -113,7 +113,10 @@ def cohort_grids(
     known = [case for case in cases if case[3]]
     solid = [case for case in cases if case[1][2] > 1]
     panels: list[tuple[str, list[tuple[str, float]]]] = [
-        ("pixel size in a slice, mm", [(name, min(spacing)) for name, _, spacing, _ in known]),
+        (
+            "pixel size in a slice, mm",
+            [(name, min(spacing[: 2 if shape[2] == 1 else 3])) for name, shape, spacing, _ in known],
+        ),
         ("distance of slices, mm", [(name, max(spacing)) for name, shape, spacing, _ in known if shape[2] > 1]),
         ("longer side, pixels", [(name, max(shape)) for name, shape, _, _ in cases]),
         ("slices", [(name, shape[int(np.argmax(spacing))]) for name, shape, spacing, _ in solid]),

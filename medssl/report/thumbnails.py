@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from medssl.volume import Volume
+from medssl.volume import Volume, reoriented_view
 
 _PLANES = (2, 1, 0)  # axial, coronal, sagittal: the world axis that each cuts across
 _LEFT_EDGE = {2: "L", 1: "L", 0: "P"}
@@ -37,8 +37,9 @@ def render(volume: Volume, label: Volume | None = None, *, size: int = 128) -> b
         PNG without any text chunk.
     """
     is_flat = volume.array.shape[3] == 1
-    voxels, spacing = (volume.array, volume.geometry.spacing_mm) if is_flat else _as_ras(volume)
-    marks = None if label is None else _numbers(label.array if is_flat else _as_ras(label)[0])
+    shown = volume if is_flat else reoriented_view(volume)
+    voxels, spacing = shown.array, shown.geometry.spacing_mm
+    marks = None if label is None else _numbers((label if is_flat else reoriented_view(label)).array)
     where = _places(marks, voxels.shape[1:])
     cuts = {plane: _cut(voxels, plane, where[plane]) for plane in ((2,) if is_flat else _PLANES)}
     low, high = _window(np.concatenate([cut.reshape(len(cut), -1) for cut in cuts.values()], axis=1), volume.unit)
@@ -54,16 +55,6 @@ def render(volume: Volume, label: Volume | None = None, *, size: int = 128) -> b
             picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         panels.append(_framed(picture, size, "" if is_flat else _LEFT_EDGE[plane]))
     return _png(panels)
-
-
-def _as_ras(volume: Volume) -> tuple[Shaped[np.ndarray, "c x y z"], tuple[float, float, float]]:
-    """A view of the voxels with axes turned to RAS, and the spacing along them; nothing is copied."""
-    target = volume.geometry.reoriented("RAS")
-    matrix = np.round(target.index_map(volume.geometry)).astype(int)
-    axes = np.abs(matrix[:3, :3]).argmax(axis=0)
-    turned = volume.array.transpose(0, *(int(axis) + 1 for axis in axes))
-    flips = tuple(axis + 1 for axis, origin in enumerate(axes) if matrix[origin, axis] < 0)
-    return np.flip(turned, flips), target.spacing_mm
 
 
 def _numbers(label: Shaped[np.ndarray, "c x y z"]) -> Shaped[np.ndarray, "x y z"]:

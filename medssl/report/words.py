@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float64
 
 from medssl.geometry import Geometry
 
@@ -35,16 +36,12 @@ def slices_in_words(orientation: str, *, axis: int = 2) -> str:
 
 def oblique_deg(geometry: Geometry, *, axis: int = 2) -> float:
     """Angle between the plane of the slices along ``axis`` and the nearest plane of the body, in degrees."""
-    across, along = (geometry.directions[:, other] for other in range(3) if other != axis)
-    normal = np.cross(across, along)
-    return float(np.degrees(np.arccos(min(1.0, np.abs(normal).max() / np.linalg.norm(normal)))))
+    return float(np.degrees(np.arccos(min(1.0, np.abs(_normal(geometry, axis)).max()))))
 
 
 def tilt_deg(geometry: Geometry, *, axis: int = 2) -> float:
     """Angle between the direction in which slices follow each other and their normal, in degrees."""
-    across, along = (geometry.directions[:, other] for other in range(3) if other != axis)
-    normal = np.cross(across, along)
-    cosine = abs(float(normal @ geometry.directions[:, axis])) / float(np.linalg.norm(normal))
+    cosine = abs(float(_normal(geometry, axis) @ geometry.directions[:, axis]))
     return float(np.degrees(np.arccos(min(1.0, cosine))))
 
 
@@ -63,3 +60,11 @@ def grid_in_words(geometry: Geometry) -> str:
     if tilt >= _STRAIGHT_DEG:
         words += f", tilted by {tilt:.1f} degrees (each slice is shifted against the one before)"
     return words
+
+
+def _normal(geometry: Geometry, axis: int) -> Float64[np.ndarray, " 3"]:
+    """Unit vector across the plane of the slices along ``axis``."""
+    across, along = (geometry.directions[:, other] for other in range(3) if other != axis)
+    normal = np.cross(across, along)
+    unit: np.ndarray = normal / np.linalg.norm(normal)
+    return unit

@@ -8,11 +8,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from verdicts import booked
 
 from medssl import Cohort, MedSSLError, Volume, read_volume, scan, write_volume
 from medssl.data.scan import ScanConfig, ScanResult
 from medssl.geometry import Geometry
-from medssl.ledger import Outcome
 
 SHAPE = (12, 10, 8)
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -41,10 +41,6 @@ def scanned(data: Path, **options: object) -> ScanResult:
     return scan(data, data.parent / "out", config=config)
 
 
-def codes(result: ScanResult) -> dict[str, str]:
-    return {entry.item: entry.code for entry in result.ledger if entry.outcome is Outcome.REJECTED}
-
-
 def reasons(result: ScanResult) -> str:
     return " ".join(entry.reason for entry in result.ledger)
 
@@ -57,7 +53,7 @@ def pair(data: Path, array: np.ndarray, shift_mm: float = 0.0) -> Path:
 def test_l01_a_label_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     pair(tmp_path / "d", label()[:-1])
     result = scanned(tmp_path / "d")
-    assert list(codes(result).values()) == ["E_SHAPE"]
+    assert list(booked(result).values()) == ["E_SHAPE"]
     assert "(1, 11, 10, 8)" in reasons(result)
     assert "(1, 12, 10, 8)" in reasons(result)
 
@@ -66,7 +62,7 @@ def test_l01_a_label_of_another_shape_is_refused_with_both_shapes(tmp_path: Path
 def test_l02_a_label_elsewhere_is_refused_or_trusted_on_demand(tmp_path: Path, shift_mm: float, code: str) -> None:
     pair(tmp_path / "d", label(), shift_mm)
     result = scanned(tmp_path / "d")
-    assert list(codes(result).values()) == ([code] if code else [])
+    assert list(booked(result).values()) == ([code] if code else [])
     if code:
         assert f"{shift_mm:.2f} mm" in reasons(result)
         trusted = scanned(tmp_path / "d", label_grid="trust")
@@ -99,9 +95,9 @@ def test_l03_a_label_is_a_whole_number_from_0_on(tmp_path: Path, value: float, d
 
 def test_l04_a_value_outside_the_declared_set_is_counted(tmp_path: Path) -> None:
     pair(tmp_path / "d", label(7))
-    assert codes(scanned(tmp_path / "d")) == {}
+    assert booked(scanned(tmp_path / "d")) == {}
     result = scanned(tmp_path / "d", label_values=[1, 2])
-    assert list(codes(result).values()) == ["E_LABEL_SET"]
+    assert list(booked(result).values()) == ["E_LABEL_SET"]
     assert "7 in 18 voxels" in reasons(result)
 
 
@@ -127,7 +123,7 @@ def test_l06_large_numbers_do_not_wrap(tmp_path: Path, name: str, largest: int, 
 def test_l08_a_label_that_was_cut_never_becomes_background(tmp_path: Path, share: float) -> None:
     path = pair(tmp_path / "d", np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert list(codes(scanned(tmp_path / "d")).values()) == ["E_TRUNCATED"]
+    assert list(booked(scanned(tmp_path / "d")).values()) == ["E_TRUNCATED"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +141,7 @@ def test_l09_names_that_are_nearly_equal_are_refused_before_anything_is_written(
     for seed, name in enumerate((*names, "other")):
         put(tmp_path / f"d/{name}.nii.gz", image(seed))
     result = scanned(tmp_path / "d")
-    assert list(codes(result).values()) == ["E_NAME_CLASH"] * 2
+    assert list(booked(result).values()) == ["E_NAME_CLASH"] * 2
     assert [case.case_id for case in result.cohort] == ["other"]
 
 
@@ -156,7 +152,7 @@ def test_l09_a_missing_and_an_extra_label_are_booked(tmp_path: Path) -> None:
     put(tmp_path / "d/imagesTr/b.nii.gz", image(1))
     put(tmp_path / "d/labelsTr/c.nii.gz", label())
     result = scanned(tmp_path / "d")
-    assert codes(result) == {"labelsTr/c.nii.gz": "E_PAIR"}
+    assert booked(result) == {"labelsTr/c.nii.gz": "E_PAIR"}
     assert "W_NO_LABEL" in reasons(result)
     assert [(case.case_id, case.label is None) for case in result.cohort] == [("a", False), ("b", True)]
 
@@ -193,4 +189,4 @@ def test_l12_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         put(tmp_path / f"d/{name}.nii.gz", image(seed))
     (tmp_path / "m.csv").write_text("case_id,subject_id,split\na,s,train\nb,s,test\nc,t,test\n")
     result = scanned(tmp_path / "d", table=str(tmp_path / "m.csv"))
-    assert codes(result) == {"a.nii.gz": "E_LEAK", "b.nii.gz": "E_LEAK"}
+    assert booked(result) == {"a.nii.gz": "E_LEAK", "b.nii.gz": "E_LEAK"}

@@ -20,11 +20,11 @@ import pytest
 from pydicom import uid
 from pydicom.dataset import Dataset
 from typer.testing import CliRunner
+from verdicts import booked
 
 from medssl import MedSSLError, Volume, read_volume, scan, write_volume
 from medssl.data.scan import ScanConfig, ScanResult
 from medssl.geometry import Geometry
-from medssl.ledger import Outcome
 
 
 def put(path: Path, seed: int = 0) -> Path:
@@ -36,10 +36,6 @@ def put(path: Path, seed: int = 0) -> Path:
 
 def scanned(data: Path, **options: object) -> ScanResult:
     return scan(data, data.parent / "out", config=ScanConfig.parse({"workers": 1, **options}))
-
-
-def codes(result: ScanResult) -> dict[str, str]:
-    return {entry.item: entry.code for entry in result.ledger if entry.outcome is Outcome.REJECTED}
 
 
 def zipped(path: Path, members: dict[str, bytes]) -> Path:
@@ -64,7 +60,7 @@ def test_x04_an_archive_writes_nowhere_else(tmp_path: Path, name: str, kind: str
             member.size = len(good)
             archive.addfile(member, io.BytesIO(good))
     result = scanned(tmp_path / "d")
-    assert codes(result) == {f"x.{kind}": "E_ARCHIVE"}
+    assert booked(result) == {f"x.{kind}": "E_ARCHIVE"}
     assert len(result.cohort) == 1
     assert not Path("/tmp/escaped-medssl.nii.gz").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "out"]
@@ -75,7 +71,7 @@ def test_x06_links_out_of_the_folder_are_named(tmp_path: Path) -> None:
     put(tmp_path / "d/b.nii.gz", 1)
     (tmp_path / "d/a.nii.gz").symlink_to(outside)
     (tmp_path / "d/folder").symlink_to(outside.parent)
-    assert codes(scanned(tmp_path / "d")) == {"a.nii.gz": "E_LINK", "folder": "E_LINK"}
+    assert booked(scanned(tmp_path / "d")) == {"a.nii.gz": "E_LINK", "folder": "E_LINK"}
 
 
 def test_x07_an_output_that_is_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:

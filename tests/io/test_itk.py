@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import REAL_DATA, grid, grids, noise
+from verdicts import warned
 
 from medssl.errors import MedSSLError
 from medssl.io import digest, is_image, read_volume, write_volume
@@ -71,10 +72,6 @@ def code_of(path, **options):
         read_volume(path, **options)
     assert path.stem in caught.value.message or caught.value.code in {"E_PAIR", "E_EMPTY"}
     return caught.value.code
-
-
-def codes(source):
-    return [warning.partition(":")[0] for warning in source.warnings]
 
 
 def by_simpleitk(path):
@@ -335,15 +332,15 @@ def test_damage_that_no_reader_foresaw_refuses_the_file(tmp_path, monkeypatch, f
 
 def test_what_a_header_leaves_out_is_assumed_aloud(tmp_path):
     bare = saved(tmp_path, meta(ElementSpacing=None, TransformMatrix=None, Offset=None), "a.mha")
-    assert codes(assert_equals_simpleitk(bare)[1]) == ["W_SPACING_MISSING", "W_NO_XFORM"]
+    assert warned(assert_equals_simpleitk(bare)[1]) == ["W_SPACING_MISSING", "W_NO_XFORM"]
     volume, source = read_volume(bare, assume_spacing_mm=(2.0, 3.0, 4.0))
     assert volume.geometry.spacing_mm == (2, 3, 4)
-    assert codes(source) == ["W_SPACING_ASSUMED", "W_NO_XFORM"]
+    assert warned(source) == ["W_SPACING_ASSUMED", "W_NO_XFORM"]
     spaced = nrrd(space=None, space_directions=None, space_origin=None, spacings="1 2 3")
     volume, source = assert_equals_simpleitk(saved(tmp_path, spaced, "a.nrrd"))
-    assert codes(source) == ["W_NO_SPACE"]
+    assert warned(source) == ["W_NO_SPACE"]
     bare = nrrd(space=None, space_directions=None, space_origin=None, kinds=None)
-    assert codes(read_volume(saved(tmp_path, bare, "b.nrrd"))[1]) == ["W_NO_SPACE", "W_SPACING_MISSING"]
+    assert warned(read_volume(saved(tmp_path, bare, "b.nrrd"))[1]) == ["W_NO_SPACE", "W_SPACING_MISSING"]
 
 
 def test_a_zero_spacing_can_be_replaced(tmp_path):

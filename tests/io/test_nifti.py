@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import REAL_DATA, balls, centroid_mm, grid, grids, noise, ramp, voxel_positions_mm
+from verdicts import warned
 
 from medssl.errors import CaseError, EnvironmentFaultError, GeometryError, MedSSLError, ReadError
 from medssl.geometry import Geometry
@@ -59,10 +60,6 @@ def code_of(path, **options):
     assert path.stem in caught.value.message
     assert "Traceback" not in caught.value.message
     return caught.value.code
-
-
-def codes(source):
-    return [warning.partition(":")[0] for warning in source.warnings]
 
 
 SMALL = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -273,7 +270,7 @@ def test_bytes_behind_the_end_are_refused_unless_zero(tmp_path):
         padded = data if name.startswith("b") else data + bytes(512)
         volume, source = read_volume(saved(tmp_path, padded, name))
         assert np.array_equal(volume.array[0], SMALL)
-        assert codes(source) == ["W_TRAILING"]
+        assert warned(source) == ["W_TRAILING"]
         assert code_of(saved(tmp_path, data + b"junk", name)) == "E_TRAILING"
     assert code_of(saved(tmp_path, packed + packed, "a.nii.gz")) == "E_TRAILING"
 
@@ -283,7 +280,7 @@ def test_the_first_bytes_decide_and_a_wrong_name_is_said(tmp_path):
     for data, name in ((plain, "a.nii.gz"), (gzip.compress(plain), "a.nii"), (plain, "a.mha"), (plain, "noname")):
         volume, source = read_volume(saved(tmp_path, data, name))
         assert np.array_equal(volume.array[0], SMALL)
-        assert codes(source) == ["W_EXTENSION"]
+        assert warned(source) == ["W_EXTENSION"]
 
 
 def test_a_cut_plain_file_is_refused(tmp_path):
@@ -368,7 +365,7 @@ def test_an_impossible_header_is_refused_with_its_code(tmp_path, fields, code):
 def test_a_negative_pixdim_is_taken_as_positive_and_said(tmp_path):
     path = saved(tmp_path, nifti(SMALL, AFFINE, pixdim=[1, -1, 2, 3, 1, 1, 1, 1]))
     volume, source = read_volume(path)
-    assert codes(source) == ["W_PIXDIM"]
+    assert warned(source) == ["W_PIXDIM"]
     assert volume.geometry.isclose(Geometry((3, 4, 5), AFFINE))
 
 
@@ -386,7 +383,7 @@ def test_a_missing_spacing_can_be_assumed_and_is_said(tmp_path):
     data = nifti(SMALL, np.eye(4), pixdim=[1, 0, 2, 0, 1, 1, 1, 1], sform_code=0)
     volume, source = read_volume(saved(tmp_path, data), assume_spacing_mm=(0.5, 9.0, 4.0))
     assert volume.geometry.spacing_mm == pytest.approx((0.5, 2.0, 4.0))
-    assert codes(source) == ["W_SPACING_ASSUMED"]
+    assert warned(source) == ["W_SPACING_ASSUMED"]
 
 
 def test_disagreeing_transforms_are_resolved_only_on_demand(tmp_path):
@@ -412,7 +409,7 @@ def test_a_broken_qform_beside_a_chosen_sform_is_kept_as_it_is(tmp_path):
 def test_a_file_without_transform_is_read_with_a_warning(tmp_path):
     path = saved(tmp_path, nifti(SMALL, AFFINE, qform_code=0, sform_code=0))
     volume, source = read_volume(path)
-    assert codes(source) == ["W_NO_XFORM"]
+    assert warned(source) == ["W_NO_XFORM"]
     assert np.allclose(volume.geometry.affine, nibabel.load(path).affine)
 
 
@@ -431,19 +428,19 @@ def test_metres_and_micrometres_become_mm(tmp_path, unit, factor):
     affine = np.diag([factor, factor, factor, 1]) @ AFFINE
     volume, source = read_volume(saved(tmp_path, nifti(SMALL, affine, xyzt_units=unit)))
     assert np.allclose(volume.geometry.affine, AFFINE, atol=1e-4)
-    assert codes(source) == ["W_UNITS"]
+    assert warned(source) == ["W_UNITS"]
 
 
 def test_a_grid_far_from_the_origin_is_said(tmp_path):
     affine = AFFINE.copy()
     affine[0, 3] = 1.9e6
-    assert codes(read_volume(saved(tmp_path, nifti(SMALL, affine)))[1]) == ["W_ORIGIN"]
+    assert warned(read_volume(saved(tmp_path, nifti(SMALL, affine)))[1]) == ["W_ORIGIN"]
 
 
 def test_scaling_follows_one_rule(tmp_path):
     def read(slope, inter):
         volume, source = read_volume(saved(tmp_path, nifti(SMALL, AFFINE, scl_slope=slope, scl_inter=inter)))
-        return volume.array[0], codes(source)
+        return volume.array[0], warned(source)
 
     for slope, inter in ((0, 5), (np.nan, 5), (np.inf, 5), (-np.inf, 0)):
         array, said = read(slope, inter)
@@ -623,7 +620,7 @@ def test_alpha_is_laid_on_black(tmp_path):
     volume, source = read_volume(saved(tmp_path, coloured(colours)))
     expected = np.moveaxis(np.rint(colours[..., :3] * (colours[..., 3:] / 255)), -1, 0)
     assert np.abs(volume.array - expected).max() <= 1
-    assert codes(source) == ["W_ALPHA"]
+    assert warned(source) == ["W_ALPHA"]
     colours[..., 3] = 255
     volume, source = read_volume(saved(tmp_path, coloured(colours)))
     assert np.array_equal(volume.array, np.moveaxis(colours[..., :3], -1, 0))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from verdicts import warned
 
 from medssl.errors import MedSSLError
 from medssl.io import read_volume
@@ -62,7 +63,7 @@ def test_arrays_read_as_numpy_does(tmp_path_factory, array, is_fortran, version)
 def test_an_array_has_no_size_and_no_orientation_and_that_is_said(tmp_path):
     path = saved(tmp_path, npy(SMALL))
     volume, source = read_volume(path)
-    assert [warning.partition(":")[0] for warning in source.warnings] == ["W_NO_XFORM", "W_NO_SPACING"]
+    assert warned(source) == ["W_NO_XFORM", "W_NO_SPACING"]
     assert not source.has_spacing
     assert volume.geometry.orientation == "LPS"
     assert volume.geometry.spacing_mm == (1, 1, 1)

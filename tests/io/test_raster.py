@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from phantoms import REAL_DATA
 from PIL import Image
+from verdicts import warned
 
 from medssl.errors import MedSSLError
 from medssl.io import read_volume
@@ -44,7 +45,7 @@ def saved(folder, data, name="a.png"):
 
 def read(folder, data, name="a.png", **options):
     volume, source = read_volume(saved(folder, data, name), **options)
-    return volume, [warning.partition(":")[0] for warning in source.warnings]
+    return volume, warned(source)
 
 
 def code_of(folder, data, name="a.png", **options):

@@ -17,6 +17,7 @@ from phantoms import grid
 from PIL import Image
 
 from medssl import explain
+from medssl.data.tables import refused_table
 from medssl.errors import CaseError, GeometryError, ReadError
 from medssl.ledger import Ledger
 from medssl.report import cohort
@@ -168,7 +169,7 @@ def test_refusals_have_meaning_remedy_and_lines_but_no_reason_of_the_file(tmp_pa
 
 def test_the_lines_are_those_of_the_table_that_a_scan_writes() -> None:
     ledger = books()
-    table = ledger.to_csv(*cohort._IN_THE_TABLE).splitlines()
+    table = refused_table(ledger).splitlines()
     for code, line in cohort._lines(ledger, cohort.Outcome.REJECTED):
         assert code in table[line - 1]
 

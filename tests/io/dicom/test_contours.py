@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.path import Path as Polygon
-from phantoms import REAL_DATA
+from phantoms import REAL_DATA, damaged
 from pydicom import uid
+from verdicts import warned
 
 from medssl.errors import MedSSLError
 from medssl.geometry import Geometry
@@ -69,10 +70,6 @@ def write(tmp_path):
         return dicoms.write(dataset, tmp_path / "rt.dcm", syntax=syntax)
 
     return save
-
-
-def codes(decoded):
-    return [warning.partition(":")[0] for warning in decoded.warnings]
 
 
 def refusal(path, *, on=GRID):
@@ -134,7 +131,7 @@ def test_overlaps_become_channels(write):
     path = write({7: [contour(in_patient(square(1.5, 9.5), 0))], 2: [contour(in_patient(square(5.5, 20.5), 0))]})
     decoded = read_contours(path, on=GRID)
     assert decoded.array.sum(axis=(1, 2, 3)).tolist() == [15 * 15, 8 * 8]
-    assert codes(decoded) == ["W_OVERLAP"]
+    assert warned(decoded) == ["W_OVERLAP"]
     assert "2, 7" in decoded.warnings[0]
 
 
@@ -202,7 +199,7 @@ def test_contours_beyond_the_slices_are_left_out_with_a_warning(write):
     path = write({1: [contour(in_patient(square(5.5, 20.5), k)) for k in (3, 4, 5, 6)]})
     decoded = read_contours(path, on=GRID)
     assert [int(n) for n in decoded.array.sum(axis=(0, 1, 2))] == [0, 0, 0, 225, 225]
-    assert codes(decoded) == ["W_CONTOUR_OFF"]
+    assert warned(decoded) == ["W_CONTOUR_OFF"]
     assert "2 contours beyond" in decoded.warnings[0]
 
 
@@ -222,7 +219,7 @@ def test_the_nearest_of_several_planes_counts(write):
     drawn.append(contour(in_patient(square(1.5, 7.5), 2.49)))
     decoded = read_contours(write({1: drawn}), on=GRID)
     assert decoded.array.sum() == 64
-    assert codes(decoded) == ["W_CONTOUR_OFF"]
+    assert warned(decoded) == ["W_CONTOUR_OFF"]
     assert "2 contours were left out" in decoded.warnings[0]
 
 
@@ -230,20 +227,20 @@ def test_contours_halfway_between_slices_go_to_the_same_side(write):
     drawn = [contour(in_patient(square(1.5, 9.5), k + 0.5)) for k in range(4)]
     decoded = read_contours(write({1: drawn}), on=GRID)
     assert [int(n) for n in decoded.array.sum(axis=(0, 1, 2))] == [0, 64, 64, 64, 64]
-    assert codes(decoded) == ["W_CONTOUR_OFF"]
+    assert warned(decoded) == ["W_CONTOUR_OFF"]
     assert "1 mm" in decoded.warnings[0]
 
 
 def test_slices_without_contour_are_named(write):
     decoded = read_contours(write({1: [contour(in_patient(square(1.5, 9.5), k)) for k in (0, 2, 4)]}), on=GRID)
-    assert codes(decoded) == ["W_CONTOUR_GAP"]
+    assert warned(decoded) == ["W_CONTOUR_GAP"]
     assert "2 slices" in decoded.warnings[0]
 
 
 def test_contours_beyond_the_edge_are_cut(write):
     decoded = read_contours(write({1: [contour(in_patient(square(-10.5, 200.5), 0))]}), on=GRID)
     assert decoded.array[..., 0].all()
-    assert codes(decoded) == ["W_CONTOUR_CUT"]
+    assert warned(decoded) == ["W_CONTOUR_CUT"]
 
 
 def test_points_lines_and_short_contours_are_left_out(write):
@@ -255,7 +252,7 @@ def test_points_lines_and_short_contours_are_left_out(write):
     ]
     decoded = read_contours(write({1: drawn, 2: []}), on=GRID)
     assert decoded.array.sum() == 64
-    assert codes(decoded) == ["W_CONTOUR_KIND"]
+    assert warned(decoded) == ["W_CONTOUR_KIND"]
     assert refusal(write({1: drawn[1:], 2: []})) == "E_NO_REGION"
 
 
@@ -266,7 +263,7 @@ def test_roi_numbers_that_are_no_labels_are_counted_from_one(write):
     )
     decoded = read_contours(path, on=GRID)
     assert np.unique(decoded.array).tolist() == [0, 1, 2]
-    assert codes(decoded) == ["W_ROI_NUMBER"]
+    assert warned(decoded) == ["W_ROI_NUMBER"]
     assert decoded.facts == {"region_1": "GTV"}
 
 
@@ -315,13 +312,8 @@ def test_an_image_is_needed(write):
 
 def test_damage_ends_in_a_refusal(write):
     path = write({1: [contour(in_patient(circle((20, 30), 9), k)) for k in range(3)]})
-    whole = path.read_bytes()
-    draw = np.random.default_rng(2)
-    for _ in range(150):
-        raw = bytearray(whole)
-        for position in draw.integers(0, len(raw), 4):
-            raw[position] = draw.integers(0, 256)
-        path.write_bytes(raw[: draw.integers(100, len(raw))] if draw.random() < 0.3 else raw)
+    for data in damaged(path.read_bytes(), seed=2):
+        path.write_bytes(data)
         with contextlib.suppress(MedSSLError):
             read_contours(path, on=GRID)
 

@@ -9,8 +9,9 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from phantoms import REAL_DATA
+from phantoms import REAL_DATA, damaged
 from pydicom import uid
+from verdicts import warned
 
 from medssl.errors import MedSSLError
 from medssl.geometry import Geometry
@@ -90,10 +91,6 @@ def grid(**options):
     return dicoms.series_geometry(SHAPE, spacing=SPACING, **options)
 
 
-def codes(decoded):
-    return [warning.partition(":")[0] for warning in decoded.warnings]
-
-
 def refusal(path, *, on=None):
     with pytest.raises(MedSSLError) as caught:
         read_segmentation(path, on=on)
@@ -143,7 +140,7 @@ def test_overlapping_segments_become_channels(tmp_path):
     path = saved(built(drawn), tmp_path / "a.dcm")
     decoded = read_segmentation(path, on=grid())
     assert np.array_equal(decoded.array, drawn.transpose(3, 2, 1, 0))
-    assert codes(decoded) == ["W_OVERLAP"]
+    assert warned(decoded) == ["W_OVERLAP"]
 
 
 def test_facts_are_codes_of_known_schemes_only(tmp_path):
@@ -157,7 +154,7 @@ def test_fractional_segments_are_cut_at_half_of_the_maximum(tmp_path):
     decoded = read_segmentation(path, on=grid())
     wanted = np.around(drawn * 200) >= 100
     assert np.array_equal(decoded.array[0].astype(bool), wanted[..., 0].transpose(2, 1, 0))
-    assert codes(decoded) == ["W_FRACTIONAL"]
+    assert warned(decoded) == ["W_FRACTIONAL"]
 
 
 @pytest.mark.parametrize("numbers", [(1, 2), (3, 700)])
@@ -354,7 +351,7 @@ def test_one_frame_takes_its_thickness(seg):
     decoded = read_segmentation(change(seg, alter))
     assert decoded.geometry.isclose(grid().cropped((0, 0, 5), (10, 8, 1)))
     assert decoded.geometry.spacing_mm[2] == pytest.approx(2.0)
-    assert codes(decoded) == ["W_SINGLE_SLICE"]
+    assert warned(decoded) == ["W_SINGLE_SLICE"]
 
 
 def _frame(dataset, index=0):
@@ -472,13 +469,8 @@ def test_compressed_frames_that_are_missing_are_refused(tmp_path):
 
 
 def test_damage_ends_in_a_refusal(seg):
-    whole = seg.read_bytes()
-    draw = np.random.default_rng(1)
-    for _ in range(150):
-        raw = bytearray(whole)
-        for position in draw.integers(0, len(raw), 4):
-            raw[position] = draw.integers(0, 256)
-        seg.write_bytes(raw[: draw.integers(100, len(raw))] if draw.random() < 0.3 else raw)
+    for data in damaged(seg.read_bytes(), seed=1):
+        seg.write_bytes(data)
         with contextlib.suppress(MedSSLError):
             read_segmentation(seg)
 

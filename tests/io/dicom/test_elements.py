@@ -16,7 +16,7 @@ from medssl.errors import MedSSLError, ReadError
 from medssl.io.dicom import elements as module
 from medssl.io.dicom.dataset import Elements, convert
 from medssl.io.dicom.elements import content, is_dicom, parse, read_elements
-from medssl.io.dicom.tags import IMAGE, META, REFERENCES, SEGMENTS
+from medssl.io.dicom.tags import IMAGE, META, REFERENCES
 
 SHIPPED = sorted(path for path in (Path(pydicom.__file__).parent / "data" / "test_files").rglob("*") if path.is_file())
 REAL = sorted(
@@ -113,7 +113,7 @@ def plain():
 
 
 def test_table_names_each_element_as_the_standard_does():
-    for tag, (keyword, kind) in (META | IMAGE | REFERENCES | SEGMENTS).items():
+    for tag, (keyword, kind) in (META | IMAGE | REFERENCES).items():
         if standard(tag):
             assert datadict.keyword_for_tag(tag) == keyword
             assert kind in datadict.dictionary_VR(tag)

@@ -10,6 +10,7 @@ from dicoms import CANARIES, build_series, save, write, write_2d, write_clip, wr
 from phantoms import REAL_DATA
 from pydicom import uid
 from pydicom.dataset import Dataset
+from verdicts import warned
 
 from medssl.errors import ReadError
 from medssl.io.dicom.header import from_dict, read_header, to_dict, token
@@ -53,10 +54,6 @@ def refusal(path):
         read_header(path)
     assert str(path) in str(caught.value)
     return caught.value.code
-
-
-def codes_of(header):
-    return [warning.split(":")[0] for warning in header.warnings]
 
 
 def test_single_slice_gives_one_frame_with_its_place_and_scale(tmp_path):
@@ -278,7 +275,7 @@ def test_zeros_behind_the_pixels_are_ignored_with_a_warning(tmp_path):
     ds.PixelData = ds.PixelData + bytes(20)
     ds.save_as(path)
     header = read_header(path)
-    assert codes_of(header) == ["W_TRAILING"]
+    assert warned(header) == ["W_TRAILING"]
     assert header.pixels.length == 160
 
 
@@ -292,7 +289,7 @@ def test_long_decimal_strings_and_odd_identifiers_are_read_with_a_warning(tmp_pa
     path = patched(slice_with(tmp_path), 0x00280030, b"0.80000000000000000001\\0.50000000000000000001")
     path = patched(path, 0x0020000E, b"../../etc/passwd")
     header = read_header(path)
-    assert codes_of(header) == ["W_UID", "W_DS_LENGTH"]
+    assert warned(header) == ["W_UID", "W_DS_LENGTH"]
     assert header.frames[0].spacing_mm == pytest.approx((0.8, 0.5))
     assert "passwd" not in json.dumps(to_dict(header))
 
@@ -306,7 +303,7 @@ def test_empty_and_missing_values_are_none(tmp_path):
 
 
 def test_a_table_of_values_is_named(tmp_path):
-    assert codes_of(read_header(slice_with(tmp_path, ModalityLUTSequence=[item(CodeValue="1")]))) == ["W_MODALITY_LUT"]
+    assert warned(read_header(slice_with(tmp_path, ModalityLUTSequence=[item(CodeValue="1")]))) == ["W_MODALITY_LUT"]
 
 
 def region(**tags):
@@ -345,7 +342,7 @@ def test_spacing_comes_from_the_best_element(tmp_path, tags, spacing, origin, wa
     header = read_header(write_2d(tmp_path / "a.dcm", **tags))
     assert header.frames[0].spacing_mm == (None if spacing is None else pytest.approx(spacing))
     assert header.facts.get("spacing_from") == origin
-    assert codes_of(header) == warning
+    assert warned(header) == warning
 
 
 def test_clip_frames_have_spacing_but_no_place(tmp_path):
@@ -442,7 +439,7 @@ def test_frame_offsets_place_frames(tmp_path):
 def test_frames_with_one_position_follow_the_normal_with_a_warning(tmp_path):
     header = legacy(tmp_path, **NM, SpacingBetweenSlices="2")
     assert [frame.position_mm[2] for frame in header.frames] == [3, 5, 7, 9]
-    assert codes_of(header) == ["W_FRAME_POSITIONS"]
+    assert warned(header) == ["W_FRAME_POSITIONS"]
     assert {frame.position_mm for frame in legacy(tmp_path, **NM).frames} == {None}
 
 

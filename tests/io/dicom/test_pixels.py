@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from dicoms import write_2d, write_clip
 from phantoms import REAL_DATA
 from pydicom import uid
@@ -262,6 +263,13 @@ def test_the_shipped_file_with_a_wrong_sign_reads_as_pydicom_reads_it():
     assert found.min() == -2000
 
 
+def by_itk(path, header):
+    """Stored values by ITK, which applies the rescale."""
+    frame = header.frames[0]
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(np.float64)
+    return np.rint((values - frame.intercept) / frame.slope).astype(np.int64)
+
+
 LOSSY_12_BITS = ("JPEGProcess2_4", "JPGExtended")
 NOT_FOR_PYDICOM = ("JPEGProcess10_12", "JPEGProcess6_8", "JPEG-lossy", "MR_truncated")
 
@@ -277,7 +285,11 @@ def test_real_files_hold_the_values_that_pydicom_finds():
             continue
         if header.kind != "image" or any(name in path.name for name in NOT_FOR_PYDICOM):
             continue
-        found, wanted = np.stack(pixels.read_frames(path, header.pixels)), by_pydicom(path)
+        found = np.stack(pixels.read_frames(path, header.pixels))
+        try:
+            wanted = by_pydicom(path)
+        except RuntimeError:  # the only plugin of pydicom for this coding is under the GPL and not installed
+            wanted = by_itk(path, header)
         tolerance = int(any(name in path.name for name in LOSSY_12_BITS))  # another inverse cosine transform
         assert found.shape == wanted.shape, path
         assert np.abs(found.astype(np.int64) - wanted).max() <= tolerance, path

@@ -46,7 +46,6 @@ _DAMAGE = (
     LookupError,
     struct.error,
     RuntimeError,
-    NotImplementedError,
 )
 
 

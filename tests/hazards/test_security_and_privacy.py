@@ -47,11 +47,12 @@ def zipped(path: Path, members: dict[str, bytes]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../escaped.nii.gz", "/tmp/escaped-medssl.nii.gz", "a/../../../escaped.nii.gz", "..\\x.nii.gz"]
+    "name", ["../../escaped.nii.gz", "absolute/escaped.nii.gz", "a/../../../escaped.nii.gz", "..\\x.nii.gz"]
 )
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_x04_an_archive_writes_nowhere_else(tmp_path: Path, name: str, kind: str) -> None:
     good = put(tmp_path / "d/good.nii.gz").read_bytes()
+    name = name.replace("absolute", str(tmp_path))
     if kind == "zip":
         zipped(tmp_path / "d/x.zip", {name: good})
     else:
@@ -62,7 +63,6 @@ def test_x04_an_archive_writes_nowhere_else(tmp_path: Path, name: str, kind: str
     result = scanned(tmp_path / "d")
     assert booked(result) == {f"x.{kind}": "E_ARCHIVE"}
     assert len(result.cohort) == 1
-    assert not Path("/tmp/escaped-medssl.nii.gz").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "out"]
 
 

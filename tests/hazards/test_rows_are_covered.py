@@ -302,7 +302,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "P08": (
         f"{FILES}::test_p08_a_picture_of_one_row_is_a_volume",
-        "test_views.py::test_a_volume_smaller_than_the_crop_is_filled_on_both_sides",
+        "views/test_view_crops.py::test_a_volume_smaller_than_the_crop_is_filled_on_both_sides",
     ),
     "P09": (f"{FILES}::test_p09_one_picture_under_two_names_is_in_one_split",),
     # B.6 labels and tables

@@ -205,10 +205,11 @@ E_NO_TABLE  The table that was named is not there. -> Give its path.
 E_DUPLICATE_ID  A case id occurs twice. -> Rename one.
 E_KEY  The file of pseudonyms holds no key. -> Give the pseudonyms.json of an earlier scan, or move it away.
 E_LEAK  A person is in more than one split, so the test would be no test. -> Correct the split column.
-E_MODALITY  The case is of another modality than the preparation is for.
-    -> Take the recipe of that modality, with a store of its own.
-E_SPATIAL_DIMS  A volume, where the preparation is for images of one slice, or the other way round.
-    -> Nothing, if these cases belong to another study; else prepare them into a store of their own.
+E_MODALITY  The images are of another modality than the preparation or the augmentation is for, or it is not known.
+    -> Take the recipe of that modality, with a store of its own; set modality in the preparation.
+E_SPATIAL_DIMS  A volume, where the preparation or an augmentation is for images of one slice, or the reverse.
+    -> Nothing, if these cases belong to another study; else prepare them into a store of their own. Leave the
+    augmentation out.
 E_NO_LABEL  There is no label map where one is needed. -> Add it, or leave the case out.
 E_MULTI_LABEL  Structures overlap, each in a channel of its own, where one number a voxel is needed.
     -> Choose which structure wins and write one label map.
@@ -235,8 +236,23 @@ E_SAMPLE  A case could not be read while training. -> Check the store; prepare i
 E_WORKER  A process that loads data ended. -> Free memory or use fewer workers; then run the same command again.
 E_CONTRACT  Image and network do not fit in channels, spacing or unit. -> Prepare as the bundle's passport says.
 E_WEIGHTS  Weights do not fit the network. -> Take the bundle that belongs to this recipe.
-E_MIRROR  A mirror would swap labelled sides. -> Name the lateral labels, or leave the mirror out.
+E_MIRROR  A mirror where left and right, front and back or head and foot are different, or where nobody said what the
+    images show. -> Leave the mirror out, or set region in the preparation.
 E_POSITION_AUGMENT  An augmentation would move what this method compares by place. -> Leave it out.
+E_DOMAIN  An augmentation does not make sense for what values mean at its place, such as gamma on signed HU.
+    -> Put it behind a window or a rescaling, or leave it out.
+E_REGION  An augmentation preset is for another part of the body than the images show.
+    -> Take the preset of that part, or correct region in the preparation.
+E_CHANNELS  A change of colours needs red, green and blue, and the images have another number of channels.
+    -> Leave it out.
+E_PRESET_CONFLICT  Two augmentation presets are for different images, or would do the same thing twice.
+    -> Take one of them; leave single augmentations out with without.
+E_GROUP  An augmentation mixes images in groups, and the batch is not made of whole groups.
+    -> Make train.batch_size a multiple of group.
+E_MIXED_LABELS  An augmentation mixes images and has no rule for their label maps. -> Leave it out, or take cutmix.
+E_SPACING_UNKNOWN  A size in mm is asked for, and the voxel size of a case is not known.
+    -> Give the size in voxels, or prepare the case with assume_spacing_mm.
+E_NO_ATLAS  Atlas coordinates are asked for, and the case is not registered to an atlas. -> Take body coordinates.
 E_NO_OVERLAP  A crop overlaps none of those that it is compared with. -> Use larger crops or volumes.
 E_STATISTICS  Too few values for this statistic. -> Add subjects or seeds.
 E_COLLAPSE  The encoder gives the same answer for everything.

@@ -6,25 +6,24 @@ else: not on the batch, the device, the worker or the point of resumption.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from medssl.augment.presets import preset
-from medssl.augment.warp import warp
+from medssl.augment.frame import Frame
+from medssl.augment.images import EVERY_DOMAIN, Domain
+from medssl.augment.resample import resample
 from medssl.config import Config
-from medssl.errors import CaseError, ConfigError
+from medssl.errors import ConfigError
 
 _MASK = (1 << 64) - 1
+_ALIGNMENT = 64  # bytes; where the allocator puts a tensor
 
 Params = dict[str, Tensor]
 
@@ -40,7 +39,8 @@ PositiveRange = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, 
 NonNegativeRange = Annotated[
     tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ordered)
 ]
-Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
 
 
 class AugmentConfig(Config):
@@ -49,7 +49,14 @@ class AugmentConfig(Config):
     p: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
+class MixingConfig(AugmentConfig):
+    """What every mixing augment can be given: ``group``, how many consecutive samples mix with one another."""
+
+    group: int = Field(default=2, ge=2)
+
+
 C = TypeVar("C", bound=AugmentConfig)
+M = TypeVar("M", bound=MixingConfig)
 
 
 class Augment(nn.Module, ABC, Generic[C]):
@@ -58,10 +65,20 @@ class Augment(nn.Module, ABC, Generic[C]):
     Args:
         config: Options; None takes the defaults.
         salt: Place in a pipeline, so that two augments of the same name draw independently.
+
+    Attributes:
+        takes: What values must mean for it to make sense.
+        modalities: For which images it is; empty for all.
+        spatial_dims: In how many dimensions it works.
+        colour: Whether it needs red, green and blue.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[AugmentConfig]]
+    takes: ClassVar[frozenset[Domain]] = EVERY_DOMAIN
+    modalities: ClassVar[frozenset[str]] = frozenset()
+    spatial_dims: ClassVar[frozenset[int]] = frozenset({2, 3})
+    colour: ClassVar[bool] = False
 
     def __init__(self, config: C | None = None, *, salt: int = 0) -> None:
         super().__init__()
@@ -73,8 +90,10 @@ class Augment(nn.Module, ABC, Generic[C]):
         """Draw the parameters of one sample; every tensor has the same shape for every sample."""
 
     @abstractmethod
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
-        """Change all samples of ``x``; ``params`` has one row a sample."""
+    def change(
+        self, x: Float[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"]
+    ) -> Float[Tensor, "b k *s"]:
+        """Change all samples of ``x``; ``params`` has one row a sample, ``spacing_mm`` is its voxel size."""
 
     def draw(self, seeds: Int64[Tensor, " b"]) -> Params:
         """Draw for each sample on the CPU; ``params["on"]`` says which samples are touched."""
@@ -86,211 +105,219 @@ class Augment(nn.Module, ABC, Generic[C]):
             rows.append({"on": on, **self.sample(generator)})
         return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
-    def apply(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:  # type: ignore[override]
-        """Change the samples that ``params["on"]`` names and leave the others as they are."""
+    def apply(  # type: ignore[override]
+        self, x: Float[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"] | None = None
+    ) -> Float[Tensor, "b k *s"]:
+        """Change the samples that ``params["on"]`` names and leave the others as they are.
+
+        On the CPU one after the other: what rounding makes of sums, products and transforms depends on how many are
+        done at once and where they lie in memory, and a view must not depend on its neighbours even in its last bit.
+        """
+        spacing = Frame.whole(x, (1.0, 1.0, 1.0)).spacing_mm if spacing_mm is None else spacing_mm
         chosen = params["on"].nonzero()[:, 0]
         if len(chosen) == 0:
             return x
+        if x.device.type == "cpu" and len(x) > 1:
+            rows = [slice(index, index + 1) for index in range(len(x))]
+            return torch.cat([self.apply(aligned(x[row]), rows_of(params, row), spacing[row]) for row in rows])
         if len(chosen) == len(x):
-            return self.change(x, params)
+            return self.change(x, params, spacing)
         out = x.clone()
-        out[chosen] = self.change(x[chosen], {key: value[chosen] for key, value in params.items()})
+        out[chosen.to(x.device, non_blocking=True)] = self.change(
+            x[chosen.to(x.device, non_blocking=True)], rows_of(params, chosen), spacing[chosen]
+        )
         return out
 
-    def apply_label(self, y: Shaped[Tensor, "b c *s"], params: Params) -> Shaped[Tensor, "b c *s"]:  # noqa: ARG002
+    def apply_label(self, y: Shaped[Tensor, "b c *s"], params: Params) -> Shaped[Tensor, "b c *s"]:
         """Move the label with the image; intensity changes leave it as it is."""
         return y
 
-    def normalise(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+    def normalise(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
         """The part that is not random and that prediction needs too; nothing for most augments."""
         return x
 
+    def gives(self, domain: Domain) -> Domain:
+        """What values mean afterwards."""
+        return domain
+
+    def channels_out(self, channels: int) -> int:
+        """Number of channels afterwards."""
+        return channels
+
+    def bounds(self, params: Params) -> tuple[Float32[Tensor, " b"], Float32[Tensor, " b"]] | None:
+        """Low and high of each sample where the whole change is a clipped map of them to [0, 1], else None."""
+        return None
+
+    def fixed(self) -> tuple[object, ...] | None:
+        """What identifies the part that is not random; None where there is none."""
+        return None
+
     @torch.no_grad()
-    def forward(self, x: Float[Tensor, "b c *s"], seeds: Int64[Tensor, " b"]) -> Float[Tensor, "b c *s"]:
+    def forward(
+        self, x: Float[Tensor, "b c *s"], seeds: Int64[Tensor, " b"], spacing_mm: Float64[Tensor, "b d"] | None = None
+    ) -> Float[Tensor, "b k *s"]:
         """Draw and apply."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.apply(x, self.draw(seeds))
+            return self.apply(x, self.draw(seeds), spacing_mm)
 
 
 class Spatial(Augment[C]):
-    """An augment that moves voxels: an affine map about the centre of the crop.
+    """An augment that moves voxels: an affine map about the centre of the crop, or a smooth displacement.
 
-    ``fill`` is the value outside the crop; None extends the border.
+    ``fill`` is the value outside the box; None extends its border.
     """
 
     fill: float | None = None
 
-    @abstractmethod
-    def matrix(self, params: Params, spatial_dims: int) -> Float64[Tensor, "b n n"]:
-        """Homogeneous map from input to output, in voxels from the centre of the crop; identity where not drawn."""
+    def matrix(self, params: Params, spacing_mm: Float64[Tensor, "b d"]) -> Float64[Tensor, "b n n"]:
+        """Homogeneous map of content, input to output, in mm from the centre of the crop; identity where not drawn."""
+        return torch.eye(spacing_mm.shape[1] + 1, dtype=torch.float64).repeat(len(spacing_mm), 1, 1)
 
-    def relabel(self, y: Shaped[Tensor, "b c *s"], params: Params) -> Shaped[Tensor, "b c *s"]:  # noqa: ARG002
+    def displacement(
+        self,
+        params: Params,
+        shape: Sequence[int],
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float32[Tensor, "b d *k"] | None:
+        """What is added, in mm, to the place that each output voxel is read from, at knots spread evenly over the crop.
+
+        The first and last knot of an axis lie at its first and last voxel; between knots it is linear. None moves
+        nothing; 0 where not drawn.
+        """
+        return None
+
+    def relabel(self, y: Shaped[Tensor, "b c *s"], params: Params) -> Shaped[Tensor, "b c *s"]:
         """Exchange label values that the move makes wrong."""
         return y
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self, x: Float[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"]
+    ) -> Float32[Tensor, "b c *s"]:
         """Resample linearly."""
-        return warp([x], self.matrix(params, x.ndim - 2), fill=self.fill)[0]
+        frame = Frame.whole(x, (1.0, 1.0, 1.0))
+        frame = Frame(frame.to_box, frame.shape, spacing_mm)
+        to_box, moved = compose([(self, params)], frame)
+        return resample(x, to_box, shape=frame.shape, displacement=moved, fill=self.fill)[0]
 
-    def apply_label(self, y: Shaped[Tensor, "b c *s"], params: Params) -> Shaped[Tensor, "b c *s"]:
+    def apply_label(
+        self, y: Shaped[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"] | None = None
+    ) -> Shaped[Tensor, "b c *s"]:
         """Resample by nearest neighbour, then exchange values."""
-        return self.relabel(warp([y], self.matrix(params, y.ndim - 2), fill=self.fill)[0], params)
+        frame = Frame.whole(y, (1.0, 1.0, 1.0))
+        frame = frame if spacing_mm is None else Frame(frame.to_box, frame.shape, spacing_mm)
+        to_box, moved = compose([(self, params)], frame)
+        blank = torch.zeros_like(y[:, :1], dtype=torch.float32)
+        label = resample(blank, to_box, shape=frame.shape, displacement=moved, fill=self.fill, label=y)[1]
+        assert label is not None  # noqa: S101  a label was given
+        return self.relabel(label, params)
 
 
-class Pipeline(nn.Module):
-    """Augments in order: all spatial ones as a single affine map and a single resampling, then the intensity ones.
+class Mixing(Augment[M]):
+    """An augment that mixes a sample with others of its group: ``group`` consecutive samples of the batch.
 
-    Args:
-        augments: Spatial augments are moved to the front, with their order kept.
+    The group, and so the view, is the same for every batch size and world size of which ``group`` is a divisor.
 
-    Raises:
-        ConfigError: if two spatial augments ask for different fills, or a window comes after another intensity augment.
+    Attributes:
+        moves_labels: Whether :meth:`apply_label` gives the label map of the mixed image; without it, label maps are
+            refused.
     """
 
-    def __init__(self, augments: Sequence[Augment[Any]]) -> None:
-        super().__init__()
-        self.spatial = nn.ModuleList(augment for augment in augments if isinstance(augment, Spatial))
-        self.intensity = nn.ModuleList(augment for augment in augments if not isinstance(augment, Spatial))
-        fills = {augment.fill for augment in self._spatial() if augment.fill is not None}
-        if len(fills) > 1:
-            raise ConfigError(
-                f"augment: the spatial augments fill with {sorted(fills)}; there is one resampling. Pick one."
-            )
-        self.fill = fills.pop() if fills else None
-        names = [augment.name for augment in self._intensity()]
-        if "window" in names[1:]:
-            raise ConfigError(f"augment: window comes after {names[0]}, which then works on raw HU. Put window first.")
+    moves_labels: ClassVar[bool] = False
 
-    def draw(self, seeds: Int64[Tensor, " b"]) -> list[Params]:
-        """Draw for all augments, the spatial ones first."""
-        return [augment.draw(seeds) for augment in (*self._spatial(), *self._intensity())]
-
-    def apply_to(
-        self, x: Float[Tensor, "b c *s"], params: Sequence[Params], *, label: Shaped[Tensor, "b k *s"] | None = None
-    ) -> tuple[Float[Tensor, "b c *s"], Shaped[Tensor, "b k *s"] | None]:
-        """Apply what :meth:`draw` gave to the images and their labels.
+    def apply(  # type: ignore[override]
+        self, x: Float[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"] | None = None
+    ) -> Float[Tensor, "b c *s"]:
+        """Change the samples that ``params["on"]`` names; all are there to be mixed with.
 
         Raises:
-            CaseError: if the label is not of a whole-number type.
+            ConfigError: E_GROUP, if the batch is not made of whole groups.
         """
-        if label is not None and label.is_floating_point():
-            raise CaseError(f"label of type {label.dtype}: a label map holds whole numbers. Convert it first.")
-        spatial = list(zip(self._spatial(), params, strict=False))
-        if spatial:
-            matrix = torch.eye(x.ndim - 1, dtype=torch.float64).expand(len(x), -1, -1)
-            for augment, drawn in spatial:
-                matrix = augment.matrix(drawn, x.ndim - 2) @ matrix
-            x, *moved = warp([x] if label is None else [x, label], matrix, fill=self.fill)
-            for augment, drawn in spatial:
-                moved = [augment.relabel(y, drawn) for y in moved]
-            label = moved[0] if moved else None
-        for intensity, drawn in zip(self._intensity(), params[len(spatial) :], strict=True):
-            x = intensity.apply(x, drawn)
-        return x, label
-
-    @torch.no_grad()
-    def forward(
-        self, x: Float[Tensor, "b c *s"], seeds: Int64[Tensor, " b"], label: Shaped[Tensor, "b k *s"] | None = None
-    ) -> tuple[Float[Tensor, "b c *s"], Shaped[Tensor, "b k *s"] | None]:
-        """Augment ``x``, and ``label`` with it, from one seed a sample; always in float32, also under autocast.
-
-        Args:
-            x: Images.
-            seeds: One number a sample; see :func:`derive_seeds` for several crops a sample.
-            label: Label maps on the same grid, whole numbers.
-
-        Returns:
-            Images and labels of the same shapes; the label is None if none was given.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            return self.apply_to(x, self.draw(seeds), label=label)
-
-    @torch.no_grad()
-    def normalise(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-        """Apply only what is not random, such as a HU window: for prediction and held-out checks."""
-        for augment in self._intensity():
-            x = augment.normalise(x)
-        return x
-
-    @property
-    def window_hu(self) -> tuple[float, float] | None:
-        """Bounds of the window that brings HU to [0, 1] first; None without one."""
-        windows = [augment.config for augment in self._intensity() if augment.name == "window"]
-        return (windows[0].low_hu, windows[0].high_hu) if windows else None
-
-    def _spatial(self) -> list[Spatial[Any]]:
-        return [augment for augment in self.spatial if isinstance(augment, Spatial)]
-
-    def _intensity(self) -> list[Augment[Any]]:
-        return [augment for augment in self.intensity if isinstance(augment, Augment)]
+        if len(x) % self.config.group:
+            raise ConfigError(
+                f"augment {self.name}: {len(x)} images, and groups of {self.config.group} mix; a multiple is needed. "
+                "Change train.batch_size or group.",
+                code="E_GROUP",
+            )
+        if not params["on"].any():
+            return x
+        spacing = Frame.whole(x, (1.0, 1.0, 1.0)).spacing_mm if spacing_mm is None else spacing_mm
+        if x.device.type == "cpu" and len(x) > self.config.group:
+            starts = range(0, len(x), self.config.group)
+            rows = [slice(start, start + self.config.group) for start in starts]
+            return torch.cat([self.apply(aligned(x[row]), rows_of(params, row), spacing[row]) for row in rows])
+        is_on = wide(params["on"], x, dtype=torch.bool)
+        mixed: Tensor = self.change(x, params, spacing)
+        return torch.where(is_on, mixed, x)
 
 
-def build_augment(
-    configs: Sequence[Mapping[str, Any]] | Mapping[str, Any],
-    *,
-    position_task: bool = False,
-    spacing_mm: Sequence[float] | None = None,
-) -> Pipeline:
-    """Build the pipeline that a recipe asks for.
+def compose(
+    spatial: Sequence[tuple[Spatial[Any], Params]], frame: Frame
+) -> tuple[Float64[Tensor, "b n n"], Float32[Tensor, "b d *k"] | None]:
+    """One map for a list of moves: crop voxel index to the box voxel index that it is read from.
+
+    ``place = to_box · (centre + inv(M_k … M_1) · (voxel − centre) + Σ u(voxel))``, all in mm but the ends.
 
     Args:
-        configs: ``[{name: noise, sigma: [0, 0.1], p: 0.2}, ...]`` or ``{preset: mr_light}``.
-        position_task: Whether the labels are places in the body. Spatial augments are then refused, and a preset
-            gives only its intensity augments, for a moved crop is no longer where its label says.
-        spacing_mm: Voxel size of the crops, for augments that are given in mm and name no spacing of their own.
+        spatial: Augments with their draws, in order.
+        frame: Where the crops lie in the boxes.
 
-    Raises:
-        ConfigError: for an unknown name or preset, a wrong value, or a spatial augment in a position task.
+    Returns:
+        The affine part, and the displacement in box voxels at knots spread evenly over the crop, if there is any.
     """
-    known = augment_classes()
-    if isinstance(configs, Mapping):
-        if set(configs) != {"preset"}:
-            raise ConfigError(f"augment: keys {sorted(configs)}; give a list of augments or the one key preset.")
-        listed = preset(str(configs["preset"]))
-        if position_task:
-            listed = tuple(entry for entry in listed if not issubclass(known[entry["name"]], Spatial))
-        return build_augment(listed, position_task=position_task, spacing_mm=spacing_mm)
-    augments = []
-    for place, mapping in enumerate(configs):
-        options = dict(mapping)
-        name = options.pop("name", None)
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."
-            raise ConfigError(f"augment {place}: there is no {name!r}; {hint}", code="E_UNKNOWN_NAME")
-        if name == "mirror" and position_task:
-            raise ConfigError(
-                f"augment {place}: mirror in a task that learns positions; a mirrored left side is no right side. "
-                "Remove it.",
-                code="E_MIRROR",
-            )
-        cls = known[name]
-        if issubclass(cls, Spatial) and position_task:
-            raise ConfigError(
-                f"augment {place}: {name} in a task that learns positions; a moved crop is not where its label says. "
-                "Remove it.",
-                code="E_POSITION_AUGMENT",
-            )
-        if spacing_mm is not None and "spacing_mm" in cls.config_class.model_fields:
-            options.setdefault("spacing_mm", [float(value) for value in spacing_mm])
-        augments.append(cls(cls.config_class.parse(options, source=f"augment {place} {name}"), salt=place))
-    return Pipeline(augments)
-
-
-def augment_classes() -> dict[str, type[Augment[Any]]]:
-    """Every augment that a file of ``medssl.augment`` defines, by name."""
-    package = importlib.import_module("medssl.augment")
-    modules = [
-        importlib.import_module(f"medssl.augment.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    ]
-    found = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    return {cls.name: cls for cls in found if issubclass(cls, Augment) and "name" in vars(cls)}
+    dims = len(frame.shape)
+    moved = torch.eye(dims + 1, dtype=torch.float64).repeat(len(frame.to_box), 1, 1)
+    shifts = []
+    for augment, params in spatial:
+        moved = augment.matrix(params, frame.spacing_mm) @ moved
+        shift = augment.displacement(params, frame.shape, frame.spacing_mm)
+        shifts += [] if shift is None else [shift.double()]
+    inverse = torch.linalg.inv(moved)
+    spacing = frame.spacing_mm
+    linear = inverse[:, :dims, :dims] * spacing[:, None] / spacing[:, :, None]
+    centre = (torch.tensor(frame.shape, dtype=torch.float64) - 1) / 2
+    crop = torch.eye(dims + 1, dtype=torch.float64).repeat(len(moved), 1, 1)
+    crop[:, :dims, :dims] = linear
+    crop[:, :dims, dims] = inverse[:, :dims, dims] / spacing + centre - linear @ centre
+    if not shifts:
+        return frame.to_box @ crop, None
+    if len({shift.shape for shift in shifts}) > 1:
+        raise ConfigError("augment: two displacements with different knots; there is one resampling. Take one out.")
+    in_voxels = torch.stack(shifts).sum(dim=0) / spacing.reshape(*spacing.shape, *[1] * dims)
+    in_box = torch.einsum("bij,bj...->bi...", frame.to_box[:, :dims, :dims], in_voxels)
+    return frame.to_box @ crop, in_box.float()
 
 
 def derive_seeds(seeds: Int64[Tensor, " b"], num: int) -> Int64[Tensor, "b num"]:
     """Give each of ``num`` crops or views of a sample a seed of its own, a pure function of the sample's."""
     rows = [[mix(seed, index + 1) >> 1 for index in range(num)] for seed in seeds.tolist()]
     return torch.tensor(rows, dtype=torch.int64).reshape(len(seeds), num)
+
+
+def rows_of(params: Params, chosen: Tensor | slice) -> Params:
+    """The draws of some of the samples."""
+    return {key: value[chosen] for key, value in params.items()}
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The same values where a fresh tensor would lie."""
+    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
+
+
+def uniform(bounds: tuple[float, float], generator: torch.Generator) -> Float32[Tensor, ""]:
+    """One number, evenly drawn."""
+    return bounds[0] + torch.rand((), generator=generator) * (bounds[1] - bounds[0])
+
+
+def wide(values: Shaped[Tensor, " b"], x: Shaped[Tensor, "b c *s"], *, dtype: torch.dtype | None = None) -> Tensor:
+    """One value a sample, on the device of ``x`` and ready to broadcast over it."""
+    return values.to(x.device, dtype or x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def extremes(x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each sample and channel, ready to broadcast."""
+    low, high = x.flatten(2).aminmax(dim=2)
+    shape = (*x.shape[:2], *[1] * (x.ndim - 2))
+    return low.reshape(shape), high.reshape(shape)
 
 
 def mix(seed: int, salt: int) -> int:

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from medssl.augment.base import Augment, AugmentConfig, NonNegativeRange, Params, PositiveRange, Range, Spacing
+from medssl.augment.base import (
+    Augment,
+    AugmentConfig,
+    NonNegativeRange,
+    Params,
+    PositiveRange,
+    Range,
+    extremes,
+    uniform,
+    wide,
+)
+from medssl.augment.fields import add_normal
+from medssl.augment.images import NOT_HU, ONLY_HU, Domain
+from medssl.augment.products import product
+from medssl.augment.windows import WINDOWS
 from medssl.views import resize_weights
 
 _TRUNCATE = 3.0
-_BIAS_ORDER = 3
 
 
 class NoiseConfig(AugmentConfig):
@@ -25,7 +38,7 @@ class NoiseConfig(AugmentConfig):
 
 
 class Noise(Augment[NoiseConfig]):
-    """Add Gaussian noise; the field is drawn on the CPU, so that every device sees the same."""
+    """Add Gaussian noise, the same on every device; see :mod:`medssl.augment.fields`."""
 
     name: ClassVar[str] = "noise"
     config_class = NoiseConfig
@@ -33,24 +46,24 @@ class Noise(Augment[NoiseConfig]):
     def sample(self, generator: torch.Generator) -> Params:
         """Draw the standard deviation and the seed of the field."""
         return {
-            "sigma": _uniform(self.config.sigma, generator),
+            "sigma": uniform(self.config.sigma, generator),
             "field_seed": torch.randint(2**62, (), generator=generator),
         }
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
         """Give ``x + sigma * n``."""
-        field = torch.empty(x.shape, dtype=torch.float32)
-        generator = torch.Generator()
-        for row, seed in zip(field, params["field_seed"].tolist(), strict=True):
-            row.normal_(generator=generator.manual_seed(seed))
-        return x + _wide(params["sigma"], x) * field.to(x.device, non_blocking=True)
+        return add_normal(x, params["field_seed"], params["sigma"])
 
 
 class BlurConfig(AugmentConfig):
     """Options of :class:`Blur`; the standard deviation is the same in mm along every axis."""
 
     sigma_mm: NonNegativeRange = (0.4, 1.0)
-    spacing_mm: Spacing = (1.0, 1.0, 1.0)
 
 
 class Blur(Augment[BlurConfig]):
@@ -61,13 +74,17 @@ class Blur(Augment[BlurConfig]):
 
     def sample(self, generator: torch.Generator) -> Params:
         """Draw the standard deviation in mm."""
-        return {"sigma_mm": _uniform(self.config.sigma_mm, generator)}
+        return {"sigma_mm": uniform(self.config.sigma_mm, generator)}
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
         """Convolve each axis in turn."""
-        lengths = x.shape[2:]
-        sigmas = [params["sigma_mm"] / spacing for spacing in self.config.spacing_mm[: len(lengths)]]
-        return _along_axes(x, [_gaussian(length, sigma) for length, sigma in zip(lengths, sigmas, strict=True)])
+        sigmas = (params["sigma_mm"] / spacing_mm.T).float()
+        return along_axes(x, [gaussian(length, sigma) for length, sigma in zip(x.shape[2:], sigmas, strict=True)])
 
 
 class LowResolutionConfig(AugmentConfig):
@@ -90,11 +107,46 @@ class LowResolution(Augment[LowResolutionConfig]):
 
     def sample(self, generator: torch.Generator) -> Params:
         """Draw the zoom."""
-        return {"zoom": _uniform(self.config.zoom, generator)}
+        return {"zoom": uniform(self.config.zoom, generator)}
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
         """Resize each axis down and up again."""
-        return _along_axes(x, [_down_and_up(length, params["zoom"]) for length in x.shape[2:]])
+        return along_axes(x, [_down_and_up(length, params["zoom"]) for length in x.shape[2:]])
+
+
+class ThickSlicesConfig(AugmentConfig):
+    """Options of :class:`ThickSlices`; across which axis slices lie, and how thick they become."""
+
+    thickness_mm: PositiveRange = (2.0, 6.0)
+    axis: Literal["LR", "AP", "SI"] = "SI"
+
+
+class ThickSlices(Augment[ThickSlicesConfig]):
+    """Average along one axis to thicker slices and interpolate back, as a scan of fewer slices would look.
+
+    Slices that are as thick already stay as they are.
+    """
+
+    name: ClassVar[str] = "thick_slices"
+    config_class = ThickSlicesConfig
+    spatial_dims = frozenset({3})
+
+    def sample(self, generator: torch.Generator) -> Params:
+        """Draw the thickness in mm."""
+        return {"thickness_mm": uniform(self.config.thickness_mm, generator)}
+
+    def change(
+        self, x: Float[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"]
+    ) -> Float[Tensor, "b c *s"]:
+        """Resize one axis down and up again."""
+        axis = ("LR", "AP", "SI").index(self.config.axis)
+        zoom = (spacing_mm[:, axis] / params["thickness_mm"]).clamp(max=1.0)
+        return along_axes(x, [_down_and_up(x.shape[axis + 2], zoom.float())], first=axis)
 
 
 class GammaConfig(AugmentConfig):
@@ -108,17 +160,23 @@ class Gamma(Augment[GammaConfig]):
 
     name: ClassVar[str] = "gamma"
     config_class = GammaConfig
+    takes = NOT_HU
 
     def sample(self, generator: torch.Generator) -> Params:
         """Draw the exponent."""
         low, high = (math.log(bound) for bound in self.config.gamma)
-        return {"gamma": _uniform((low, high), generator).exp()}
+        return {"gamma": uniform((low, high), generator).exp()}
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
         """Give ``low + range * ((x - low) / range) ** gamma``; a constant channel stays as it is."""
-        low, high = _bounds(x)
+        low, high = extremes(x)
         span = torch.where(high > low, high - low, 1.0)
-        return ((x - low) / span).clamp_(0, 1).pow_(_wide(params["gamma"], x)).mul_(span).add_(low)
+        return ((x - low) / span).clamp_(0, 1).pow_(wide(params["gamma"], x)).mul_(span).add_(low)
 
 
 class BrightnessConfig(AugmentConfig):
@@ -132,14 +190,20 @@ class Brightness(Augment[BrightnessConfig]):
 
     name: ClassVar[str] = "brightness"
     config_class = BrightnessConfig
+    takes = NOT_HU
 
     def sample(self, generator: torch.Generator) -> Params:
         """Draw the constant."""
-        return {"shift": _uniform(self.config.shift, generator)}
+        return {"shift": uniform(self.config.shift, generator)}
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
         """Give ``x + shift``."""
-        return x + _wide(params["shift"], x)
+        return x + wide(params["shift"], x)
 
 
 class ContrastConfig(AugmentConfig):
@@ -153,64 +217,44 @@ class Contrast(Augment[ContrastConfig]):
 
     name: ClassVar[str] = "contrast"
     config_class = ContrastConfig
+    takes = NOT_HU
 
     def sample(self, generator: torch.Generator) -> Params:
         """Draw the factor."""
-        return {"factor": _uniform(self.config.factor, generator)}
+        return {"factor": uniform(self.config.factor, generator)}
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
         """Give ``mean + factor * (x - mean)``, clipped to the old range."""
-        low, high = _bounds(x)
+        low, high = extremes(x)
         mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        return (x - mean).mul_(_wide(params["factor"], x)).add_(mean).clamp_(low, high)
-
-
-class BiasFieldConfig(AugmentConfig):
-    """Options of :class:`BiasField`; ``coefficient`` is the largest amount of each polynomial term."""
-
-    coefficient: float = Field(default=0.3, ge=0.0)
-
-
-class BiasField(Augment[BiasFieldConfig]):
-    """Multiply by a smooth field, ``exp`` of a cubic polynomial in the place, as the coil of a scanner does.
-
-    The field acts on what exceeds the darkest voxel of each sample and channel, so that air stays dark whatever
-    constant the preparation has taken off.
-
-    Reference: Sudre, Cardoso, Ourselin, Longitudinal segmentation of age-related white matter hyperintensities,
-    Medical Image Analysis 2017, as in TorchIO's RandomBiasField.
-    Deviations: zero is moved to the darkest voxel.
-    """
-
-    name: ClassVar[str] = "bias_field"
-    config_class = BiasFieldConfig
-
-    def sample(self, generator: torch.Generator) -> Params:
-        """Draw the coefficient of ``x^i y^j z^k`` for all ``i + j + k <= 3``."""
-        side = torch.arange(_BIAS_ORDER + 1)
-        used = side[:, None, None] + side[:, None] + side <= _BIAS_ORDER
-        even = 2 * torch.rand(used.shape, generator=generator) - 1
-        return {"coefficients": even * used * self.config.coefficient}
-
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
-        """Give ``low + (x - low) * exp(polynomial)`` with places in [-1, 1] along each axis."""
-        field = params["coefficients"].to(x.device)
-        if x.ndim == 4:
-            field = field[..., 0]
-        for length in x.shape[2:]:
-            place = torch.linspace(-1, 1, length, device=x.device) if length > 1 else x.new_zeros(1)
-            powers = torch.stack([place**exponent for exponent in range(_BIAS_ORDER + 1)])
-            field = torch.tensordot(field, powers, dims=([1], [0]))
-        low, _ = _bounds(x)
-        return (x - low).mul_(field.exp_()[:, None]).add_(low)
+        return (x - mean).mul_(wide(params["factor"], x)).add_(mean).clamp_(low, high)
 
 
 class WindowConfig(AugmentConfig):
-    """Options of :class:`Window`; each bound is moved by up to ``jitter_hu``."""
+    """Options of :class:`Window`: both bounds, or a window by its name; each is moved by up to ``jitter_hu``."""
 
+    named: str | None = None
     low_hu: float = -175.0
     high_hu: float = 250.0
     jitter_hu: float = Field(default=0.0, ge=0.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _look_up(cls, given: Any) -> Any:
+        name = given.get("named") if isinstance(given, dict) else None
+        if name is None:
+            return given
+        if name not in WINDOWS:
+            raise ValueError(f"there is no window {name!r}; known are {', '.join(WINDOWS)}")
+        bounds = {"low_hu": WINDOWS[name].low_hu, "high_hu": WINDOWS[name].high_hu}
+        if any(given.get(key, value) != value for key, value in bounds.items()):
+            raise ValueError(f"window {name} has bounds of its own; give named, or low_hu and high_hu")
+        return {**given, **bounds}
 
     @model_validator(mode="after")
     def _opens(self) -> WindowConfig:
@@ -226,54 +270,119 @@ class Window(Augment[WindowConfig]):
 
     name: ClassVar[str] = "window"
     config_class = WindowConfig
+    takes = ONLY_HU
 
     def sample(self, generator: torch.Generator) -> Params:
         """Draw both bounds in HU."""
         jitter = (-self.config.jitter_hu, self.config.jitter_hu)
         return {
-            "low_hu": self.config.low_hu + _uniform(jitter, generator),
-            "high_hu": self.config.high_hu + _uniform(jitter, generator),
+            "low_hu": self.config.low_hu + uniform(jitter, generator),
+            "high_hu": self.config.high_hu + uniform(jitter, generator),
         }
 
-    def change(self, x: Float[Tensor, "b c *s"], params: Params) -> Float[Tensor, "b c *s"]:
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
         """Give ``(x - low) / (high - low)`` in [0, 1]."""
-        low = _wide(params["low_hu"], x)
-        return ((x - low) / (_wide(params["high_hu"], x) - low)).clamp_(0, 1)
+        low = wide(params["low_hu"], x)
+        return ((x - low) / (wide(params["high_hu"], x) - low)).clamp_(0, 1)
 
     def normalise(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
         """The window as configured, without jitter."""
         return ((x - self.config.low_hu) / (self.config.high_hu - self.config.low_hu)).clamp_(0, 1)
 
+    def gives(self, domain: Domain) -> Domain:
+        """Values in [0, 1]."""
+        return "unit"
 
-def _uniform(bounds: tuple[float, float], generator: torch.Generator) -> Float32[Tensor, ""]:
-    return bounds[0] + torch.rand((), generator=generator) * (bounds[1] - bounds[0])
+    def bounds(self, params: Params) -> tuple[Float32[Tensor, " b"], Float32[Tensor, " b"]]:
+        """Both bounds in HU."""
+        return params["low_hu"], params["high_hu"]
 
-
-def _wide(values: Float[Tensor, " b"], x: Float[Tensor, "b c *s"]) -> Tensor:
-    """One value a sample, on the device of ``x`` and ready to broadcast over it."""
-    return values.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _bounds(x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of each sample and channel."""
-    axes = tuple(range(2, x.ndim))
-    return x.amin(dim=axes, keepdim=True), x.amax(dim=axes, keepdim=True)
+    def fixed(self) -> tuple[object, ...]:
+        """The window as configured."""
+        return "window", self.config.low_hu, self.config.high_hu
 
 
-def _along_axes(x: Float[Tensor, "b c *s"], matrices: Sequence[Float32[Tensor, "b _ _"]]) -> Float[Tensor, "b c *s"]:
-    """Apply a linear operator along each axis; small dense matrices outrun convolutions at the size of a crop."""
+class RescaleConfig(AugmentConfig):
+    """Options of :class:`Rescale`: the values that become 0 and 1, in the units of the image."""
+
+    low: float = 0.0
+    high: float = 255.0
+
+    @model_validator(mode="after")
+    def _opens(self) -> RescaleConfig:
+        if self.high <= self.low:
+            raise ValueError(f"high {self.high} is not above low {self.low}")
+        if self.p != 1:
+            raise ValueError(f"p is {self.p}; a rescaling is applied to every sample or to none")
+        return self
+
+
+class Rescale(Augment[RescaleConfig]):
+    """Map a range of values to [0, 1] and clip: a rule, not an augmentation. For colours of 8 bits, 0 to 255."""
+
+    name: ClassVar[str] = "rescale"
+    config_class = RescaleConfig
+    takes = NOT_HU
+
+    def sample(self, generator: torch.Generator) -> Params:
+        """Draw nothing."""
+        return {"low": torch.tensor(self.config.low), "high": torch.tensor(self.config.high)}
+
+    def change(
+        self,
+        x: Float[Tensor, "b c *s"],
+        params: Params,
+        spacing_mm: Float64[Tensor, "b d"],
+    ) -> Float[Tensor, "b c *s"]:
+        """Give ``(x - low) / (high - low)`` in [0, 1]."""
+        return self.normalise(x)
+
+    def normalise(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+        """The same."""
+        return ((x - self.config.low) / (self.config.high - self.config.low)).clamp_(0, 1)
+
+    def gives(self, domain: Domain) -> Domain:
+        """Values in [0, 1]."""
+        return "unit"
+
+    def bounds(self, params: Params) -> tuple[Float32[Tensor, " b"], Float32[Tensor, " b"]]:
+        """Both bounds."""
+        return params["low"], params["high"]
+
+    def fixed(self) -> tuple[object, ...]:
+        """The range."""
+        return "rescale", self.config.low, self.config.high
+
+
+def along_axes(
+    x: Float[Tensor, "b c *s"], matrices: Sequence[Float32[Tensor, "b _ _"]], *, first: int = 0
+) -> Float[Tensor, "b c *s"]:
+    """Apply a linear operator along each axis; small dense matrices outrun convolutions at the size of a crop.
+
+    Args:
+        x: Images.
+        matrices: One a sample, for as many axes as there are matrices.
+        first: Spatial axis of the first of them.
+    """
     shape = x.shape
-    for axis, matrix in enumerate(matrices, start=2):
+    for axis, matrix in enumerate(matrices, start=first + 2):
         operator = matrix.to(x.device, x.dtype, non_blocking=True)
         if axis == x.ndim - 1:
-            x = (x.reshape(shape[0], -1, shape[axis]) @ operator.mT).reshape(shape)
+            x = product(x.reshape(shape[0], -1, shape[axis]), operator.mT).reshape(shape)
         else:
-            x = (operator[:, None] @ x.reshape(shape[0], -1, shape[axis], math.prod(shape[axis + 1 :]))).reshape(shape)
+            planes = x.reshape(shape[0], -1, shape[axis], math.prod(shape[axis + 1 :]))
+            x = product(operator[:, None], planes).reshape(shape)
     return x
 
 
-def _gaussian(length: int, sigma: Float32[Tensor, " b"]) -> Float32[Tensor, "b n n"]:
-    """Gaussian blur of one axis as matrices; ``sigma`` in voxels."""
+def gaussian(length: int, sigma: Float32[Tensor, " b"]) -> Float32[Tensor, "b n n"]:
+    """Gaussian blur of one axis as matrices, with the border extended; ``sigma`` in voxels."""
+    sigma = sigma.double()  # the width of the taps depends on the neighbours, and so would the rounding of their sum
     radius = (_TRUNCATE * sigma + 0.5).floor()[:, None]
     reach = int(radius.max())
     offset = torch.arange(-reach, reach + 1)
@@ -281,7 +390,7 @@ def _gaussian(length: int, sigma: Float32[Tensor, " b"]) -> Float32[Tensor, "b n
     taps = taps / taps.sum(dim=1, keepdim=True)
     source = (torch.arange(length)[:, None] + offset).clamp(0, length - 1).expand(len(sigma), -1, -1)
     weights = taps[:, None].expand_as(source)
-    return torch.zeros(len(sigma), length, length).scatter_add_(2, source, weights)
+    return torch.zeros(len(sigma), length, length, dtype=torch.float64).scatter_add_(2, source, weights).float()
 
 
 def _down_and_up(length: int, zoom: Float32[Tensor, " b"]) -> Float32[Tensor, "b n n"]:

@@ -1,59 +1,67 @@
-"""Named lists of augments, as they would be written in a recipe.
+"""Named lists of augments for a modality and a part of the body, with a reason for every value.
 
-No preset mirrors: left and right are different places. Ask for ``mirror`` by name where the anatomy allows it.
+A preset is a file in ``medssl/augment/library``. None mirrors but where the anatomy has no sides; ask for ``mirror`` by
+name where it may.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import difflib
+from functools import cache
+from importlib.resources import files
 
+from pydantic import JsonValue
+
+from medssl.augment.images import Domain
+from medssl.config import Config, parse_yaml
 from medssl.errors import ConfigError
 
-_AFFINE = {"name": "affine", "p": 0.5, "rotation_deg": [10.0, 10.0, 15.0], "scale": [0.85, 1.18]}
-
-_MR_LIGHT: tuple[Mapping[str, Any], ...] = (
-    _AFFINE,
-    {"name": "noise", "p": 0.2, "sigma": [0.0, 0.1]},
-    {"name": "blur", "p": 0.2, "sigma_mm": [0.4, 1.0]},
-    {"name": "brightness", "p": 0.2, "shift": [-0.2, 0.2]},
-    {"name": "contrast", "p": 0.2, "factor": [0.8, 1.25]},
-    {"name": "gamma", "p": 0.3, "gamma": [0.75, 1.33]},
-)
-
-_MR_STRONG: tuple[Mapping[str, Any], ...] = (
-    {**_AFFINE, "p": 0.8, "rotation_deg": [20.0, 20.0, 30.0], "scale": [0.7, 1.43], "shear": 0.1},
-    {"name": "bias_field", "p": 0.3, "coefficient": 0.3},
-    {"name": "noise", "p": 0.3, "sigma": [0.0, 0.25]},
-    {"name": "blur", "p": 0.3, "sigma_mm": [0.4, 1.5]},
-    {"name": "brightness", "p": 0.4, "shift": [-0.5, 0.5]},
-    {"name": "contrast", "p": 0.4, "factor": [0.65, 1.5]},
-    {"name": "low_resolution", "p": 0.25, "zoom": [0.5, 1.0]},
-    {"name": "gamma", "p": 0.5, "gamma": [0.6, 1.67]},
-)
-
-_CT_LIGHT: tuple[Mapping[str, Any], ...] = (
-    _AFFINE,
-    {"name": "window", "low_hu": -175.0, "high_hu": 250.0, "jitter_hu": 20.0},
-    {"name": "noise", "p": 0.2, "sigma": [0.0, 0.05]},
-    {"name": "blur", "p": 0.2, "sigma_mm": [0.4, 1.0]},
-    {"name": "gamma", "p": 0.2, "gamma": [0.8, 1.25]},
-)
-
-PRESETS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
-    "none": (),
-    "mr_light": _MR_LIGHT,
-    "mr_strong": _MR_STRONG,
-    "ct_light": _CT_LIGHT,
-}
+_LIBRARY = files("medssl.augment") / "library"
 
 
-def preset(name: str) -> tuple[Mapping[str, Any], ...]:
-    """The list of augments that ``name`` stands for.
+class Preset(Config):
+    """What a name in a recipe stands for.
+
+    Args:
+        name: As in ``{preset: ct_chest}``.
+        description: One sentence: what it is for and what it leaves out.
+        modality: Of the images that it is for; None for any.
+        region: Part of the body, one of ``medssl.augment.anatomy.REGIONS``; None for any.
+        spatial_dims: 2 for images of one slice, 3 for volumes.
+        domain: What stored values must mean; None for any.
+        augments: As they would be written in a recipe.
+        reasons: Of each augment, option by option: why this value.
+    """
+
+    name: str
+    description: str
+    modality: str | None
+    region: str | None
+    spatial_dims: tuple[int, ...]
+    domain: Domain | None
+    augments: tuple[dict[str, JsonValue], ...]
+    reasons: tuple[dict[str, str], ...]
+
+
+@cache
+def preset_names() -> tuple[str, ...]:
+    """All names, sorted."""
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in _LIBRARY.iterdir() if entry.name[-5:] == ".yaml"))
+
+
+@cache
+def preset(name: str) -> Preset:
+    """What ``name`` stands for.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: E_UNKNOWN_NAME, for an unknown name.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"augment preset {name!r} is unknown; known are {', '.join(PRESETS)}.", code="E_UNKNOWN_NAME")
-    return PRESETS[name]
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(preset_names())}."
+        raise ConfigError(f"augment: there is no preset {name!r}; {hint}", code="E_UNKNOWN_NAME")
+    source = f"preset {name}"
+    content = parse_yaml((_LIBRARY / f"{name}.yaml").read_text(encoding="utf-8"), source=source)
+    listed = [dict(entry) for entry in content.pop("augments")]
+    reasons = [entry.pop("reasons", {}) for entry in listed]
+    return Preset.parse({"name": name, **content, "augments": listed, "reasons": reasons}, source=source)

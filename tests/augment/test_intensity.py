@@ -7,8 +7,6 @@ import torchio as tio
 from scipy import ndimage, stats
 
 from medssl.augment.intensity import (
-    BiasField,
-    BiasFieldConfig,
     Blur,
     BlurConfig,
     Brightness,
@@ -21,9 +19,14 @@ from medssl.augment.intensity import (
     LowResolutionConfig,
     Noise,
     NoiseConfig,
+    Rescale,
+    RescaleConfig,
+    ThickSlices,
+    ThickSlicesConfig,
     Window,
     WindowConfig,
 )
+from medssl.augment.windows import WINDOWS
 from medssl.errors import ConfigError
 
 SEEDS = torch.tensor([11, 12])
@@ -37,9 +40,9 @@ def images(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_blur_equals_scipys_gaussian_filter_in_mm(shape):
     x = images(*shape)
     spacing = (0.5, 1.0, 2.0)
-    blur = Blur(BlurConfig(sigma_mm=(0.3, 2.0), spacing_mm=spacing))
+    blur = Blur(BlurConfig(sigma_mm=(0.3, 2.0)))
     params = blur.draw(SEEDS)
-    found = blur.apply(x, params)
+    found = blur.apply(x, params, torch.tensor([spacing[: x.ndim - 2]] * 2, dtype=torch.float64))
     for image, out, sigma_mm in zip(x, found, params["sigma_mm"].tolist(), strict=True):
         for channel, got in zip(image.numpy(), out.numpy(), strict=True):
             sigma = [sigma_mm / s for s in spacing[: channel.ndim]]
@@ -78,32 +81,6 @@ def test_gamma_keeps_range_and_order_of_z_scored_images_and_leaves_a_constant():
 def test_gamma_is_drawn_evenly_in_its_logarithm():
     exponent = Gamma(GammaConfig(gamma=(0.5, 2.0))).draw(torch.arange(400))["gamma"]
     assert stats.kstest(exponent.log2().numpy(), "uniform", args=(-1, 2)).pvalue > 0.01
-
-
-def test_a_bias_field_equals_torchios():
-    x = torch.rand(1, 1, 8, 6, 10, generator=torch.Generator().manual_seed(0))
-    x[0, 0, 0, 0, 0] = 0.0  # TorchIO multiplies what is; here the darkest voxel is zero
-    bias = BiasField(BiasFieldConfig(coefficient=0.5))
-    params = bias.draw(torch.tensor([3]))
-    cube = params["coefficients"][0]
-    terms = [cube[i, j, k].item() for i in range(4) for j in range(4 - i) for k in range(4 - i - j)]
-    expected = tio.BiasField(coefficients=terms, order=3)(tio.ScalarImage(tensor=x[0])).data
-    assert torch.count_nonzero(cube) == 20
-    np.testing.assert_allclose(bias.apply(x, params)[0], expected, rtol=2e-5, atol=1e-6)
-
-
-def test_a_bias_field_in_2d_is_the_polynomial_without_z_and_a_single_slice_is_at_its_middle():
-    x = torch.rand(1, 1, 8, 6, generator=torch.Generator().manual_seed(0))
-    bias = BiasField()
-    params = bias.draw(torch.tensor([3]))
-    torch.testing.assert_close(bias.apply(x, params), bias.apply(x[..., None], params)[..., 0])
-
-
-def test_a_bias_field_keeps_the_darkest_voxel_wherever_zero_is():
-    x = images(1, 1, 8, 8, 8)
-    bias = BiasField()
-    torch.testing.assert_close(bias(x + 5, SEEDS[:1]), bias(x, SEEDS[:1]) + 5, atol=1e-5, rtol=0)
-    assert bias(x, SEEDS[:1]).argmin() == x.argmin()
 
 
 def test_noise_is_gaussian_of_the_drawn_strength_and_independent_between_samples():
@@ -184,3 +161,47 @@ def test_the_bounds_of_a_window_jitter_in_training_only():
 def test_impossible_options_are_refused(config, options, reason):
     with pytest.raises(ConfigError, match=reason):
         config.parse(options)
+
+
+def test_thick_slices_are_averages_across_one_axis_only():
+    x = images(2, 1, 9, 8, 24)
+    thick = ThickSlices(ThickSlicesConfig(thickness_mm=(3.0, 3.0)))
+    found = thick.apply(x, thick.draw(SEEDS), torch.ones(2, 3, dtype=torch.float64))
+    for place in range(1, 7):  # triangle filter of three voxels' width at the centre of each thick slice
+        middle = 3 * place + 1
+        expected = sum(x[..., middle + k] * (1 - abs(k) / 3) for k in range(-2, 3)) / 3
+        torch.testing.assert_close(found[..., middle], expected, rtol=0, atol=1e-5)
+    moved = thick.apply(x.transpose(2, 3), thick.draw(SEEDS), torch.ones(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(moved.transpose(2, 3), found, rtol=0, atol=1e-6)
+
+
+def test_slices_that_are_thick_already_stay_as_they_are():
+    x = images(2, 1, 9, 8, 12)
+    thick = ThickSlices(ThickSlicesConfig(thickness_mm=(3.0, 4.0)))
+    spacing = torch.tensor([[1.0, 1.0, 5.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    found = thick.apply(x, thick.draw(SEEDS), spacing)
+    torch.testing.assert_close(found[0], x[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(found[1], x[1], atol=1e-2)
+
+
+def test_a_rescaling_is_a_rule_that_prediction_needs_too():
+    x = torch.arange(8.0).reshape(1, 1, 2, 2, 2) * 50
+    rescale = Rescale(RescaleConfig(low=50.0, high=250.0))
+    expected = ((x - 50) / 200).clamp(0, 1)
+    assert torch.equal(rescale.normalise(x), expected)
+    assert torch.equal(rescale(x, SEEDS[:1]), expected)
+    assert rescale.gives("raw") == "unit"
+    with pytest.raises(ConfigError, match=r"high 0\.0 is not above low 1\.0"):
+        RescaleConfig.parse({"low": 1.0, "high": 0.0})
+    with pytest.raises(ConfigError, match="every sample or to none"):
+        RescaleConfig.parse({"p": 0.5})
+
+
+def test_a_window_may_be_called_by_its_name():
+    lung = WindowConfig.parse({"named": "lung", "jitter_hu": 20.0})
+    assert (lung.low_hu, lung.high_hu) == (WINDOWS["lung"].low_hu, WINDOWS["lung"].high_hu)
+    assert WindowConfig.parse(lung.to_dict()) == lung
+    with pytest.raises(ConfigError, match="there is no window 'lungs'; known are"):
+        WindowConfig.parse({"named": "lungs"})
+    with pytest.raises(ConfigError, match="has bounds of its own"):
+        WindowConfig.parse({"named": "lung", "low_hu": -900.0})

@@ -60,7 +60,9 @@ class Autoencoder(Trainable):
 def measure(*, steps: int, width: int, precision: str, size: int, device: str) -> dict[str, object]:
     """Seconds of both loops over ``steps`` alternating steps, after a warm-up."""
     torch.manual_seed(0)
-    config = TrainConfig(steps=steps + WARM_UP + 1, precision=precision, log_every=10, checkpoint_every=10**6)
+    config = TrainConfig(
+        steps=steps + WARM_UP + 1, precision=precision, log_every=10, checkpoint_every=10**6, prefetch=False
+    )
     resolved = resolve_precision(precision, device=device)
     engine_model = Autoencoder(width)
     bare_model = copy.deepcopy(engine_model).to(device)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
+from torch import Tensor
 
+from medssl.augment.frame import Frame
+from medssl.augment.resample import resample
 from medssl.data.loader import fixed_batches
 from medssl.data.store import StoredCase
 from medssl.engine.monitor import embedding_health
@@ -30,9 +33,14 @@ class HeldOut:
 
     def __call__(self, trainable: Trainable, step: int) -> dict[str, float]:  # noqa: ARG002  the loop tells every check
         """Mean of every scalar over the batches."""
-        device = next(trainable.parameters()).device
-        found = [trainable(batch.to(device)).scalars() for batch in self.batches]
+        found = [trainable(_prepared(trainable, batch)).scalars() for batch in self.batches]
         return {name: float(np.mean([scalars[name] for scalars in found])) for name in found[0]}
+
+
+def _prepared(trainable: Trainable, batch: Batch) -> Batch:
+    device = next(trainable.parameters()).device
+    with torch.autocast(device.type, enabled=False):
+        return trainable.prepare(batch.to(device), training=False)
 
 
 class FrozenFeatures:
@@ -47,6 +55,7 @@ class FrozenFeatures:
         fit_cases: Training cases.
         held_out: Cases that are never trained on.
         crop_voxels: Size of the crops that are embedded.
+        crop_mm: Their edge lengths; None takes the voxels of the store as they are.
         crops_per_case: Number of crops of each case.
         label_values: Structures.
         seed: Of the crops, which are the same at every call.
@@ -62,12 +71,14 @@ class FrozenFeatures:
         held_out: Sequence[StoredCase],
         *,
         crop_voxels: tuple[int, int, int],
+        crop_mm: Sequence[float] | None = None,
         crops_per_case: int,
         label_values: Sequence[int],
         seed: int,
         spatial_dims: int,
     ) -> None:
-        sampler = _DescribedCrop(crop_voxels, label_values)
+        sampler = _DescribedCrop(crop_voxels, label_values, crop_mm=crop_mm)
+        self._crop_voxels = crop_voxels
         self._sides = [
             fixed_batches(
                 cases,
@@ -84,7 +95,7 @@ class FrozenFeatures:
         """Named scores; empty for a trainable without embeddings."""
         if not isinstance(trainable, Method):
             return {}
-        train, test = (_Described(trainable, batches) for batches in self._sides)
+        train, test = (_Described(trainable, batches, self._crop_voxels) for batches in self._sides)
         found = embedding_health(torch.from_numpy(test.features))
         found["position_r2"] = regression_probe(
             train.features, train.position, test_features=test.features, test_targets=test.position
@@ -101,9 +112,10 @@ class _DescribedCrop:
 
     cases_per_sample = 1
 
-    def __init__(self, crop_voxels: tuple[int, int, int], label_values: Sequence[int]) -> None:
-        self._crop: ViewSampler = RandomCrop(crop_voxels)
-        self._size = crop_voxels
+    def __init__(
+        self, crop_voxels: tuple[int, int, int], label_values: Sequence[int], *, crop_mm: Sequence[float] | None = None
+    ) -> None:
+        self._crop: ViewSampler = RandomCrop(crop_voxels, crop_mm=crop_mm)
         self._values = tuple(label_values)
 
     def __call__(self, cases: Sequence[CaseArrays], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -111,18 +123,19 @@ class _DescribedCrop:
         view = self._crop(cases, rng)
         shares = np.full(len(self._values), np.nan, np.float32)
         if case.has("label"):
-            start = np.rint(view["crop_box_mm"][0] / np.asarray(case.spacing_mm)).astype(int)
-            label = case.read("label", start.tolist(), self._size)
+            start, size = np.rint(view["crop_box_mm"] / np.asarray(case.spacing_mm)).astype(int).tolist()
+            label = case.read("label", start, [max(1, n) for n in size])
             shares = np.array([(label == value).mean() for value in self._values], np.float32)
-        return {"image": view["image"], "position": view["position"], "shares": shares}
+        box = {name: view[name] for name in ("image", "image_to_box", "image_spacing_mm")}
+        return {**box, "position": view["position"], "shares": shares}
 
 
 class _Described:
     """Features of the crops of one side, and what is known of each crop."""
 
-    def __init__(self, method: Method, batches: Sequence[Batch]) -> None:
+    def __init__(self, method: Method, batches: Sequence[Batch], crop_voxels: Sequence[int]) -> None:
         device = next(method.parameters()).device
-        embedded = [method.embed(batch["image"].to(device)).float().cpu() for batch in batches]
+        embedded = [method.embed(_crops(batch.to(device), crop_voxels)).float().cpu() for batch in batches]
         self.features: Float32[np.ndarray, "n d"] = torch.cat(embedded).numpy()
         self.position: Float[np.ndarray, "n 3"] = torch.cat([batch["position"] for batch in batches]).numpy()
         self.shares: Float[np.ndarray, "n k"] = torch.cat([batch["shares"] for batch in batches]).numpy()
@@ -133,6 +146,13 @@ class _Described:
         features, shares = self.features[self.labelled], self.shares[self.labelled]
         most = np.where(shares.max(axis=1) > 0, shares.argmax(axis=1) + 1, 0)
         return features, shares, most
+
+
+def _crops(batch: Batch, crop_voxels: Sequence[int]) -> Float32[Tensor, "b c *s"]:
+    """The crops in their boxes, without augmentation."""
+    frame = Frame.of(batch.tensors, "image", shape=crop_voxels)
+    assert frame is not None  # noqa: S101  the sampler gives one
+    return resample(batch["image"], frame.to_box, shape=frame.shape, extent=frame.extent)[0]
 
 
 def _label_scores(train: _Described, test: _Described) -> dict[str, float]:

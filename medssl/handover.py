@@ -10,7 +10,9 @@ from typing import Any, Literal, cast
 
 import torch
 
-from medssl.augment.base import Pipeline, build_augment
+from medssl.augment.build import build_augment
+from medssl.augment.images import Domain, Images
+from medssl.augment.pipeline import Pipeline
 from medssl.data.store import ArrayStore, StoredCase
 from medssl.errors import CheckpointError, ConfigError
 from medssl.methods.base import Method
@@ -18,6 +20,7 @@ from medssl.nn.backbone import Backbone, build_backbone
 from medssl.nn.bundle import Bundle, Passport, load_into
 from medssl.registry import configure
 from medssl.tasks.base import Task
+from medssl.views import median_mm
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +40,8 @@ def load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[s
             "bundle's backbone, so that the run from scratch is its twin.",
             code="E_CONTRACT",
         )
-    changed = [key for key, value in passport.prepare.items() if store.prepare_config.get(key) != value]
+    voxels = {key: value for key, value in passport.prepare.items() if key != "region"}
+    changed = [key for key, value in voxels.items() if store.prepare_config.get(key) != value]
     if changed:
         raise CheckpointError(
             f"{folder}: its images were prepared with another {', '.join(changed)} than those of {store.path}. "
@@ -55,35 +59,53 @@ def load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[s
 
 def window_warnings(bundle: Bundle, augment: Pipeline) -> list[str]:
     """What is to be said if the encoder learned under another HU window than it will be trained under now."""
-    recipe, mine = bundle.passport.recipe, augment.window_hu
-    if mine is None or not recipe.keys() & {"method", "task"}:
+    recipe, mine = bundle.passport.recipe, augment.fixed
+    if not mine or not recipe.keys() & {"method", "task"}:
         return []
     config = (
         configure("methods", recipe["method"], Method)  # type: ignore[type-abstract]
         if "method" in recipe
         else configure("tasks", recipe["task"], Task)  # type: ignore[type-abstract]
     )[1]
-    theirs = build_augment(cast("Any", config).augment).window_hu
+    theirs = build_augment(cast("Any", config).augment).fixed
     if theirs == mine:
         return []
     sentence = (
-        f"the encoder was pretrained under a window of {theirs} HU and is fine-tuned under one of {mine}; "
+        f"the encoder was pretrained under {_in_words(theirs)} and is fine-tuned under {_in_words(mine)}; "
         "give both the same"
     )
     _log.warning("%s: %s.", bundle.folder, sentence)
     return [sentence]
 
 
-def fresh_encoder(backbone: Mapping[str, Any], cases: Sequence[StoredCase], *, seed: int) -> Backbone:
-    """Build the backbone for the images of ``cases``, its weights drawn from ``seed``."""
-    channels = {case.channels for case in cases}
-    if len(channels) > 1:
-        raise ConfigError(
-            f"the store mixes images of {sorted(channels)} channels; one number is needed. Split the cohort."
-        )
+def images_of(store: ArrayStore, cases: Sequence[StoredCase]) -> Images:
+    """What is known of the images of ``cases``, for augmentation to be checked against.
+
+    Raises:
+        ConfigError: if they are not all of one number of channels, and all volumes or all images of one slice.
+    """
+    mode = store.prepare_config.get("intensity", {}).get("mode")
+    domains: dict[str | None, Domain] = {"hu": "HU", "robust_zscore": "zscore"}
+    modalities = {case.modality for case in cases}
+    x, y, z = median_mm([case.spacing_mm for case in cases])
+    return Images(
+        domain=domains.get(mode, "raw"),
+        modality=modalities.pop() if len(modalities) == 1 else store.modality,
+        region=store.prepare_config.get("region"),
+        spacing_mm=(x, y, z),
+        spatial_dims=spatial_dims_of(cases),
+        channels=_channels(cases),
+    )
+
+
+def fresh_encoder(
+    backbone: Mapping[str, Any], images: Images, *, augment: Sequence[Mapping[str, Any]] | Mapping[str, Any], seed: int
+) -> Backbone:
+    """Build the backbone for the images as ``augment`` gives them, its weights drawn from ``seed``."""
+    channels = build_augment(augment).channels_out(images.channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_backbone(backbone, in_channels=channels.pop(), spatial_dims=spatial_dims_of(cases))
+        return build_backbone(backbone, in_channels=channels, spatial_dims=images.spatial_dims)
 
 
 def spatial_dims_of(cases: Sequence[StoredCase]) -> SpatialDims:
@@ -97,19 +119,18 @@ def spatial_dims_of(cases: Sequence[StoredCase]) -> SpatialDims:
     return 2 if flat.pop() else 3
 
 
-def check_unit(store: ArrayStore, augment: Pipeline) -> None:
-    """HU need a window before a network sees them, and nothing else may have one."""
-    if store.unit == "HU" and augment.window_hu is None:
+def _channels(cases: Sequence[StoredCase]) -> int:
+    channels = {case.channels for case in cases}
+    if len(channels) > 1:
         raise ConfigError(
-            f"augment: {store.path} holds raw HU, from -1024 up to thousands; a window to [0, 1] is needed. Use the "
-            "preset ct_light, or begin the list with a window.",
-            code="E_UNIT",
+            f"the store mixes images of {sorted(channels)} channels; one number is needed. Split the cohort."
         )
-    if store.unit != "HU" and augment.window_hu is not None:
-        raise ConfigError(
-            f"augment: a HU window on {store.path}, whose unit is {store.unit}; HU are needed. Take the window out.",
-            code="E_UNIT",
-        )
+    return channels.pop()
+
+
+def _in_words(fixed: tuple[tuple[object, ...], ...]) -> str:
+    """For example: window (-1000.0, 500.0)."""
+    return " and ".join(f"{name} {tuple(values)}" for name, *values in fixed) or "no window"
 
 
 def make_passport(
@@ -119,7 +140,9 @@ def make_passport(
     kind: Literal["encoder", "segmenter"],
     recipe: Mapping[str, Any],
     method: str,
+    images: Images,
     crop_voxels: Sequence[int],
+    crop_mm: Sequence[float] | None,
     metrics: Mapping[str, float],
     citations: Sequence[str],
     licence: str,
@@ -134,12 +157,13 @@ def make_passport(
             "backbone": encoder.config,
             "spatial_dims": encoder.spatial_dims,
             "in_channels": encoder.in_channels,
+            "image_channels": images.channels,
             "decoder": decoder,
             "label_values": None if label_values is None else list(label_values),
             "prepare": prepare,
             "unit": store.unit,
             "orientation": prepare["orientation"],
-            "spacing_mm": prepare["spacing_mm"],
+            "spacing_mm": prepare["spacing_mm"] if crop_mm is None else images.crop_spacing_mm(crop_voxels, crop_mm),
             "crop_voxels": list(crop_voxels[: encoder.spatial_dims]),
             "recipe": dict(recipe),
             "method": method,

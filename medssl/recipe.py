@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, JsonValue
 from torch import nn
 
+from medssl.augment.images import Images
 from medssl.checks import FrozenFeatures, HeldOut
 from medssl.config import Config, apply_overrides, load_yaml
 from medssl.data.loader import batches, fixed_batches
@@ -26,17 +27,18 @@ from medssl.engine.device import ranks
 from medssl.engine.optim import TrainConfig
 from medssl.engine.trainer import Check, FitResult, fit
 from medssl.errors import CheckpointError, ConfigError, NoInputError
-from medssl.handover import check_unit, fresh_encoder, load_encoder, make_passport, spatial_dims_of, window_warnings
+from medssl.handover import fresh_encoder, images_of, load_encoder, make_passport, window_warnings
 from medssl.methods.base import Method
 from medssl.nn.bundle import Passport, load_bundle, save_bundle
 from medssl.registry import configure
 from medssl.runfolder import RunFolder
 from medssl.tasks.base import Task
 from medssl.trainable import Batch, Trainable
-from medssl.views import ViewSampler, median_mm
+from medssl.views import ViewSampler
 
 _FREE_TRAIN_KEYS = {
     "num_workers",
+    "prefetch",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -153,11 +155,10 @@ def pretrain(
     plan = PretrainRecipe.parse(_mapping(recipe, overrides), source=_source(recipe))
     opened = ArrayStore.open(store)
     cases, constant = _pretraining_cases(opened, plan.splits)
-    spatial_dims = spatial_dims_of(cases)
     cls, config = configure("methods", plan.method, Method)  # type: ignore[type-abstract]
-    encoder = fresh_encoder(plan.backbone, cases, seed=plan.seed)
-    method = cls(config, encoder=encoder, seed=plan.seed, spacing_mm=cls.crop_spacing_mm(config, cases))
-    check_unit(opened, method.augment)
+    images = images_of(opened, cases)
+    encoder = fresh_encoder(plan.backbone, images, augment=config.to_dict()["augment"], seed=plan.seed)
+    method = cls(config, encoder=encoder, seed=plan.seed, images=images)
     crop = _crop_voxels(config)
     held_out = _held_out(opened, plan.checks, trained_on=cases)
     checks = _checks(method, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
@@ -166,10 +167,11 @@ def pretrain(
             cases[: plan.checks.cases],
             held_out[: plan.checks.cases],
             crop_voxels=plan.checks.crop_voxels or crop,
+            crop_mm=_probed_mm(plan.checks.crop_voxels or crop, images, crop, config.to_dict().get("crop_mm")),
             crops_per_case=plan.checks.crops_per_case,
             label_values=opened.label_values,
             seed=plan.seed,
-            spatial_dims=spatial_dims,
+            spatial_dims=images.spatial_dims,
         )
         checks.append(features)
     if dry_run:
@@ -188,7 +190,9 @@ def pretrain(
             kind="encoder",
             recipe=plan.to_dict(),
             method=str(plan.method["name"]),
+            images=images,
             crop_voxels=crop,
+            crop_mm=config.to_dict().get("crop_mm"),
             metrics=metrics,
             citations=method.citations,
             licence=plan.licence,
@@ -229,7 +233,8 @@ def finetune(
     opened = ArrayStore.open(store)
     cases = _labelled_cases(opened, plan)
     cls, config = configure("tasks", plan.task, Task)  # type: ignore[type-abstract]
-    network = fresh_encoder(plan.backbone, cases, seed=plan.seed)
+    images = images_of(opened, cases)
+    network = fresh_encoder(plan.backbone, images, augment=config.to_dict()["augment"], seed=plan.seed)
     bundle = None if encoder is None else load_bundle(encoder)
     origin: dict[str, Any] = {"encoder": "random weights", "decoder": "random weights"}
     if bundle is not None:
@@ -239,9 +244,8 @@ def finetune(
         encoder=network,
         label_values=opened.label_values,
         seed=plan.seed,
-        spacing_mm=median_mm([case.spacing_mm for case in cases]),
+        images=images,
     )
-    check_unit(opened, task.augment)
     warnings: list[str] = []
     if bundle is not None:
         origin["decoder"] = task.take_decoder(bundle)
@@ -271,7 +275,9 @@ def finetune(
             kind="segmenter",
             recipe={**plan.to_dict(), **origin},
             method=str(plan.task["name"]),
+            images=images,
             crop_voxels=_crop_voxels(config),
+            crop_mm=config.to_dict().get("crop_mm"),
             metrics=result.checks,
             citations=(),
             licence=plan.licence,
@@ -446,6 +452,15 @@ def _checks(
 
 def _crop_voxels(config: Config) -> tuple[int, int, int]:
     return cast("tuple[int, int, int]", cast("Any", config).crop_voxels)
+
+
+def _probed_mm(
+    probed: Sequence[int], images: Images, crop: Sequence[int], crop_mm: Sequence[float] | None
+) -> list[float] | None:
+    """Edge lengths of the crops that probes embed, whose voxels are those that the method trains on."""
+    if crop_mm is None:
+        return None
+    return [n * size for n, size in zip(probed, images.crop_spacing_mm(crop, crop_mm), strict=True)]
 
 
 def _mapping(recipe: Path | Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

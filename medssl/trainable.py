@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
+
+_GEOMETRY = ("_to_box", "_spacing_mm", "_extent", "_affine")
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Batch:
         tensors: Every tensor has the batch as its first axis.
         seeds: One number a sample, a pure function of (run seed, global sample number); augmentations draw from it.
         case_ids: Where each sample comes from, for error messages.
+        notes: Numbers only to look at, one a sample, whose means go to the journal.
     """
 
     tensors: Mapping[str, Tensor]
     seeds: Int64[Tensor, " b"]
     case_ids: tuple[str, ...]
+    notes: Mapping[str, Shaped[Tensor, " b"]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -35,10 +39,26 @@ class Batch:
     def __len__(self) -> int:
         return len(self.case_ids)
 
+    def with_tensors(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Tensor] | None = None) -> Batch:
+        """The same samples with other tensors, and with further notes."""
+        return Batch(tensors, self.seeds, self.case_ids, {**self.notes, **(notes or {})})
+
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``; seeds stay on the CPU, where all draws are made."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-        return Batch(moved, self.seeds, self.case_ids)
+        """The same batch on ``device``, every tensor in its own type.
+
+        Seeds, notes and geometry (``*_to_box``, ``*_spacing_mm``, ``*_extent``, ``*_affine``) stay on the CPU, where
+        all draws are made.
+        """
+        return self.with_tensors(
+            {
+                name: tensor if name.endswith(_GEOMETRY) else tensor.to(device, non_blocking=True)
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a copy to a CUDA device runs beside the computation."""
+        return self.with_tensors({name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -102,9 +122,22 @@ class Trainable(nn.Module, ABC):
     chance_monitor: ClassVar[str] = "loss"
     unused_parameters: bool = False
 
+    def prepare(self, batch: Batch, *, training: bool) -> Batch:  # noqa: ARG002  by default nothing is augmented
+        """Augment a batch on its device, without gradients; what :meth:`forward` is given.
+
+        The loop calls it ahead of the step, from another thread and perhaps on another CUDA stream. It must be a pure
+        function of its two arguments: it reads no weight, no mode and no global random number, and leaves the tensors
+        of ``batch`` as they are.
+
+        Args:
+            batch: As it comes from the loader.
+            training: False asks for only what is not random, such as a HU window.
+        """
+        return batch
+
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
-        """Losses of one batch; augmentation happens inside, on the batch's device."""
+        """Losses of one batch that :meth:`prepare` has made."""
 
     def param_groups(self) -> list[ParamGroup]:
         """Trainable parameters, each once; by default matrices with weight decay, vectors without."""

@@ -29,6 +29,17 @@ class FakeCase:
     spacing_mm: tuple[float, float, float] = (1.0, 2.0, 3.0)
     shape: tuple[int, int, int] = SHAPE
     channels: int = 5
+    is_metric: bool = True
+    atlas_affine: None = None
+    fill: float = 0.0
+
+    @property
+    def affine(self) -> np.ndarray:
+        return np.diag([*self.spacing_mm, 1.0])
+
+    @property
+    def body_box(self) -> np.ndarray:
+        return np.array([(0, 0, 0), self.shape], dtype=np.float64)
 
     def has(self, name: str) -> bool:
         return name != "label" or self.is_labelled
@@ -66,7 +77,7 @@ class KnowsNothing(MAE):
 
 def method(cls: type[MAE]) -> MAE:
     config = Config.parse({"crop_voxels": [8, 8, 8], "block_voxels": [4, 4, 4], "augment": {"preset": "none"}})
-    return cls(config, encoder=build_backbone(tiny.BACKBONE, in_channels=5, spatial_dims=3), seed=0, spacing_mm=None)
+    return cls(config, encoder=build_backbone(tiny.BACKBONE, in_channels=5, spatial_dims=3), seed=0)
 
 
 def frozen(*, labelled: Sequence[bool] = (True, True), label_values: Sequence[int] = (7, 9)) -> FrozenFeatures:
@@ -127,11 +138,16 @@ def test_the_share_of_a_structure_is_that_of_the_crop_itself() -> None:
 
 
 class Counting(Trainable):
-    """Its loss is the mean of the batch."""
+    """Its loss is the mean of the batch, which it doubles beforehand."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
+
+    def prepare(self, batch: Batch, *, training: bool) -> Batch:
+        assert not training
+        assert not torch.is_autocast_enabled("cpu")
+        return batch.with_tensors({"image": 2 * batch["image"]})
 
     def forward(self, batch: Batch) -> Losses:
         total = batch["image"].mean() * self.weight.sum()
@@ -143,4 +159,5 @@ def test_the_held_out_loss_is_the_mean_over_its_batches() -> None:
         Batch({"image": torch.full((2, 1), value)}, torch.zeros(2, dtype=torch.int64), ("a", "b"))
         for value in (1.0, 4.0)
     ]
-    assert HeldOut(batches)(Counting(), 0) == {"loss": 2.5, "fit": 2.5, "twice": 5.0}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert HeldOut(batches)(Counting(), 0) == {"loss": 5.0, "fit": 5.0, "twice": 10.0}

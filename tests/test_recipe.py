@@ -439,14 +439,16 @@ def test_raw_hu_need_a_window_and_other_images_may_not_have_one(
     make_store: MakeStore, phantoms: Any, tmp_path: Path
 ) -> None:
     ct = make_store(modality="CT")
-    with pytest.raises(ConfigError, match=r"raw HU.*a window") as caught:
-        finetune(SHORT, store=ct, out=tmp_path / "o", overrides=[SMALL_CROP])
-    assert caught.value.code == "E_UNIT"
+    for augment in ("{preset: mr_light}", "[{name: noise}]"):
+        with pytest.raises(ConfigError, match="HU") as caught:
+            finetune(SHORT, store=ct, out=tmp_path / "o", overrides=[SMALL_CROP, f"task.augment={augment}"])
+        assert caught.value.code == "E_UNIT"
     assert finetune(
         SHORT, store=ct, out=tmp_path / "o", overrides=[SMALL_CROP, "task.augment={preset: ct_light}"]
     ).bundle.exists()
-    with pytest.raises(ConfigError, match="a HU window on") as caught:
-        finetune(tiny.SEGMENT, store=phantoms.store, out=tmp_path / "p", overrides=["task.augment={preset: ct_light}"])
+    window = "task.augment=[{name: window}]"
+    with pytest.raises(ConfigError, match="HU") as caught:
+        finetune(tiny.SEGMENT, store=phantoms.store, out=tmp_path / "p", overrides=[window])
     assert caught.value.code == "E_UNIT"
 
 

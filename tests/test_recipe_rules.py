@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,14 +14,18 @@ import torch
 
 from medssl import handover
 from medssl import recipe as module
+from medssl.augment.anatomy import REGIONS
+from medssl.augment.images import Images
 from medssl.checks import FrozenFeatures, HeldOut
 from medssl.data.cohort import Case, Cohort
 from medssl.data.loader import fixed_batches
-from medssl.data.prepare import PrepareConfig, prepare
+from medssl.data.prepare import PrepareConfig, Region, prepare
 from medssl.data.store import ArrayStore
 from medssl.engine.probe import regression_probe
 from medssl.errors import CheckpointError, NoInputError
+from medssl.evaluation import predict as predict_module
 from medssl.geometry import Geometry
+from medssl.handover import images_of
 from medssl.io import write_volume
 from medssl.methods.mae import MAE, Config
 from medssl.methods.voco import VoCo
@@ -234,7 +238,7 @@ def test_an_encoder_under_another_window_is_journalled_and_warned_of(
     assert same.alarms == ()
     assert not caplog.records
     other = finetune(small(tiny.SEGMENT, "task", augment=[NARROW]), store=store, out=tmp_path / "other", encoder=bundle)
-    assert "(-1000.0, 500.0) HU" in other.alarms[0]
+    assert "window (-1000.0, 500.0)" in other.alarms[0]
     assert "(-175.0, 250.0)" in other.alarms[0]
     assert other.alarms[0] in caplog.text
     assert [line for line in read_journal(tmp_path / "other" / "journal.jsonl") if "alarm" in line] == [
@@ -242,7 +246,7 @@ def test_an_encoder_under_another_window_is_journalled_and_warned_of(
     ]
     # a fine-tuned encoder can be trained on
     again = finetune(small(tiny.SEGMENT, "task", augment=[WIDE]), store=store, out=tmp_path / "x", encoder=other.bundle)
-    assert "(-175.0, 250.0) HU" in again.alarms[0]
+    assert "window (-175.0, 250.0)" in again.alarms[0]
 
 
 def test_the_journal_says_how_many_tensors_of_the_encoder_were_loaded(model_bundle: Path, encoder_bundle: Path) -> None:
@@ -251,20 +255,19 @@ def test_the_journal_says_how_many_tensors_of_the_encoder_were_loaded(model_bund
     assert first["encoder_tensors"] == f"{total} of {total} matched"
 
 
-def test_augments_of_a_method_get_the_voxel_size_of_its_crops(phantoms: Any, tmp_path: Path) -> None:
+def test_a_method_is_told_what_its_images_are(phantoms: Any, tmp_path: Path) -> None:
     seen: list[Any] = []
     build = VoCo.__init__
 
     def watched(self: VoCo, *args: Any, **options: Any) -> None:
-        seen.append(options["spacing_mm"])
+        seen.append(options["images"])
         build(self, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VoCo, "__init__", watched)
         pretrain(tiny.shorter(tiny.VOCO, 1), store=phantoms.store, out=tmp_path / "out", dry_run=True)
-    shapes = [case.shape for case in ArrayStore.open(phantoms.store).select(split="train")]
-    # a grid of 2 x 2 x 2 cells of 8 voxels over whole volumes of 1.5 mm
-    assert seen[0] == pytest.approx(np.median(shapes, axis=0) * 1.5 / 16)
+    assert seen[0].spacing_mm == pytest.approx((1.5, 1.5, 1.5))
+    assert seen == [Images(domain="zscore", modality="MR", spacing_mm=seen[0].spacing_mm)]
 
 
 def test_an_untrained_encoder_is_measured_before_the_first_step(encoder_bundle: Path) -> None:
@@ -275,3 +278,115 @@ def test_an_untrained_encoder_is_measured_before_the_first_step(encoder_bundle: 
 
 def test_the_default_penalty_of_the_regression_probe_is_that_of_the_check() -> None:
     assert regression_probe.__kwdefaults__ == {"l2": 1.0}
+
+
+def test_what_is_known_of_images_follows_from_their_preparation(tmp_path: Path, phantoms: Any) -> None:
+    ct = ArrayStore.open(ct_store(tmp_path))
+    assert images_of(ct, ct.cases) == Images(domain="HU", modality="CT", channels=1)
+    mr = ArrayStore.open(phantoms.store)
+    assert images_of(mr, mr.cases).domain == "zscore"
+    mr.prepare_config |= {"region": "brain", "intensity": {"mode": "none"}}
+    found = images_of(mr, mr.cases)
+    assert (found.region, found.domain) == ("brain", "raw")
+    mr.cases[0].modality = "US"
+    assert images_of(mr, mr.cases).modality == mr.modality
+
+
+def test_naming_the_region_makes_no_case_anew_and_keeps_encoders_usable(
+    phantoms: Any, tmp_path: Path, encoder_bundle: Path
+) -> None:
+    named = tmp_path / "named"
+    shutil.copytree(phantoms.store, named)
+    result = prepare(PrepareConfig.parse({**tiny.PREPARE, "region": "brain"}), cohort=phantoms.cohort, out=named)
+    assert [case.folder.name for case in result.store.cases] == [
+        case.folder.name for case in ArrayStore.open(phantoms.store).cases
+    ]
+    assert read_journal(named / "journal.jsonl")[-1]["made"] == 0
+    assert result.store.prepare_config["region"] == "brain"
+    finetune(tiny.shorter(tiny.SEGMENT, 1), store=named, out=tmp_path / "f", encoder=encoder_bundle, dry_run=True)
+
+
+def test_every_region_that_prepare_takes_is_one_that_augmentation_knows() -> None:
+    assert set(get_args(Region)) == set(REGIONS)
+
+
+def test_a_run_goes_on_with_and_without_prefetch_and_ends_with_the_same_weights(phantoms: Any, tmp_path: Path) -> None:
+    moved = [
+        {"name": "affine", "rotation_deg": [20, 20, 20]},
+        {"name": "elastic", "p": 0.5},
+        {"name": "noise", "sigma": [0.1, 0.3]},
+        {"name": "batch_styles"},
+    ]
+    recipe = {**tiny.MAE, "method": {**tiny.MAE["method"], "augment": moved}}
+    found = []
+    for name, options in {
+        "plain": {"prefetch": False},
+        "ahead": {"prefetch": True},
+        "worker": {"prefetch": True, "num_workers": 1},
+    }.items():
+        result = pretrain(
+            tiny.shorter(recipe, 4, schedule="constant", **options), store=phantoms.store, out=tmp_path / name
+        )
+        found.append(load_bundle(result.bundle).tensors)
+    pretrain(tiny.shorter(recipe, 4, schedule="constant", checkpoint_every=2), store=phantoms.store, out=tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "checkpoints" / "step_00000004")
+    shutil.rmtree(tmp_path / "r" / "bundle")
+    overrides = ["train.prefetch=false"]
+    again = pretrain(
+        tiny.shorter(recipe, 4, schedule="constant", checkpoint_every=2), store=phantoms.store, out=tmp_path / "r",
+        resume="must", overrides=overrides,
+    )  # fmt: skip
+    found.append(load_bundle(again.bundle).tensors)
+    for other in found[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in found[0].items())
+
+
+def test_crops_in_mm_are_what_prediction_and_scores_work_at(phantoms: Any, tmp_path: Path) -> None:
+    crop = ["task.crop_voxels=[8, 8, 8]", "task.crop_mm=[24, 24, 24]"]
+    result = finetune(tiny.shorter(tiny.SEGMENT, 1), store=phantoms.store, out=tmp_path / "f", overrides=crop)
+    passport = load_bundle(result.bundle).passport
+    assert passport.spacing_mm == (3.0, 3.0, 3.0)
+    assert passport.prepare["spacing_mm"] == [1.5, 1.5, 1.5]
+    seen: list[tuple[float, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        label_map = predict_module.label_map
+
+        def watched(image: Any, *args: Any, **options: Any) -> Any:
+            seen.append(options["prepared"].spacing_mm)
+            return label_map(image, *args, **options)
+
+        patch.setattr(predict_module, "label_map", watched)
+        cases = ArrayStore.open(phantoms.store).select(split="test", labelled=True)[:1]
+        scores = predict_module.score_stored(result.bundle, cases, nsd_tolerance_mm=2.0)
+    assert seen == [(3.0, 3.0, 3.0)]
+    assert len(scores)
+    scan = phantoms.cohort.parent / next(csv.DictReader(phantoms.cohort.read_text().splitlines()))["image"]
+    assert len(predict_module.predict(result.bundle, scan, out=tmp_path / "p").outputs) == 1
+
+
+def test_probes_embed_crops_of_the_voxel_size_that_the_method_trains_on(phantoms: Any, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Watched(FrozenFeatures):
+        def __init__(self, *cases: Any, **options: Any) -> None:
+            seen.append((options["crop_voxels"], options["crop_mm"]))
+            super().__init__(*cases, **options)
+
+    options = ["method.crop_mm=[24, 48, 24]", "checks.crop_voxels=[8, 8, 4]", "method.region={SI: [0.2, 0.9]}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FrozenFeatures", Watched)
+        run = pretrain(tiny.shorter(tiny.MAE, 1), store=phantoms.store, out=tmp_path / "o", overrides=options)
+    assert seen == [((8, 8, 4), [12.0, 24.0, 6.0])]
+    assert {"probe/position_r2", "probe/share_r2"} <= run.metrics.keys()
+    assert load_bundle(run.bundle).passport.spacing_mm == (1.5, 3.0, 1.5)
+
+
+def test_a_network_takes_as_many_channels_as_the_windows_give(tmp_path: Path) -> None:
+    store = ct_store(tmp_path)
+    windows = {"name": "multi_window", "windows": ["lung", "soft", "bone"]}
+    bundle = pretrain(small(tiny.MAE, "method", augment=[windows]), store=store, out=tmp_path / "m").bundle
+    passport = load_bundle(bundle).passport
+    assert (passport.in_channels, passport.image_channels) == (3, 1)
+    model = finetune(small(tiny.SEGMENT, "task", augment=[windows]), store=store, out=tmp_path / "f", encoder=bundle)
+    assert model.alarms == ()
+    assert len(predict_module.predict(model.bundle, tmp_path / "c0.mha", out=tmp_path / "p").outputs) == 1

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch.utils.data import DataLoader, Dataset
 
 from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, MedSSLError, NoInputError
@@ -31,6 +31,8 @@ _ATTEMPTS = 2
 
 # Philox counters of one key are disjoint streams
 _VIEW, _PERMUTATION, _SAMPLE_SEED = 0, 1, 2
+
+_NOTE = "note_"
 
 
 def batches(
@@ -103,12 +105,9 @@ def fixed_batches(
     made = []
     for step in range(count):
         numbers = range(step * batch_size, (step + 1) * batch_size)
-        samples = [
-            _sample([cases[(n + k) % len(cases)] for k in range(sampler.cases_per_sample)], sampler, seed, n)
-            for n in numbers
-        ]
-        ids = tuple(cases[n % len(cases)].case_id for n in numbers)
-        made.append(_collate(samples, _seeds(seed, numbers), ids, spatial_dims))
+        drawn = [[cases[(n + k) % len(cases)] for k in range(sampler.cases_per_sample)] for n in numbers]
+        samples = [_sample(chosen, sampler, seed, n) for chosen, n in zip(drawn, numbers, strict=True)]
+        made.append(_collate(samples, _seeds(seed, numbers), [chosen[0] for chosen in drawn], spatial_dims))
     return made
 
 
@@ -134,8 +133,7 @@ class _Steps(Dataset[Batch | MedSSLError]):
         drawn = [self._draw(n) for n in numbers]
         try:
             samples = [_sample(cases, self._sampler, self._seed, n) for cases, n in zip(drawn, numbers, strict=True)]
-            ids = tuple(cases[0].case_id for cases in drawn)
-            return _collate(samples, _seeds(self._seed, numbers), ids, self._spatial_dims)
+            return _collate(samples, _seeds(self._seed, numbers), [cases[0] for cases in drawn], self._spatial_dims)
         except MedSSLError as error:
             return error
 
@@ -163,6 +161,7 @@ def _ahead(dataset: _Steps, steps: range, num_workers: int) -> Iterator[Batch]:
             multiprocessing_context="spawn",
             timeout=_WORKER_TIMEOUT_S,
             worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # or torch draws from the global one, while a step does
         )
         try:
             for made in _quiet_iterator(loader):
@@ -231,21 +230,45 @@ def _sample(cases: Sequence[CaseArrays], sampler: ViewSampler, seed: int, number
 def _collate(
     samples: Sequence[Mapping[str, np.ndarray]],
     seeds: Int64[torch.Tensor, " b"],
-    ids: tuple[str, ...],
+    cases: Sequence[CaseArrays],
     spatial_dims: int,
 ) -> Batch:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
+    notes: dict[str, torch.Tensor] = {}
     for name in samples[0]:
-        stacked = np.stack([sample[name] for sample in samples])
+        arrays = [sample[name] for sample in samples]
+        if name.startswith(_NOTE):
+            notes[name.removeprefix(_NOTE)] = torch.tensor([float(array) for array in arrays])
+            continue
+        if len({array.shape for array in arrays}) > 1:
+            is_box = f"{name}_to_box" in samples[0]
+            fills = [case.fill if is_box else 0.0 for case in cases]
+            arrays, extents = _padded(arrays, fills)
+            if is_box:
+                tensors[f"{name}_extent"] = torch.from_numpy(extents)
+        stacked = np.stack(arrays)
         if spatial_dims == 2 and stacked.ndim >= 5:
             if stacked.shape[-1] != 1:
                 raise ConfigError(
-                    f"case {ids[0]}: {name} has {stacked.shape[-1]} slices; spatial_dims 2 needs 1. "
+                    f"case {cases[0].case_id}: {name} has {stacked.shape[-1]} slices; spatial_dims 2 needs 1. "
                     "Set the last of crop_voxels to 1."
                 )
             stacked = stacked[..., 0]
         tensors[name] = torch.from_numpy(np.ascontiguousarray(stacked))
-    return Batch(tensors, seeds, ids)
+    return Batch(tensors, seeds, tuple(case.case_id for case in cases), notes)
+
+
+def _padded(
+    boxes: Sequence[Shaped[np.ndarray, "*v x y z"]], fills: Sequence[float]
+) -> tuple[list[Shaped[np.ndarray, "*v x y z"]], Int64[np.ndarray, "b 3"]]:
+    """Boxes of one shape, each filled behind its own voxels; and how many voxels of each are its own."""
+    extents = np.array([box.shape[-3:] for box in boxes], dtype=np.int64)
+    largest = extents.max(axis=0)
+    wide = []
+    for box, fill in zip(boxes, fills, strict=True):
+        behind = [(0, 0)] * (box.ndim - 3) + [(0, int(n - m)) for n, m in zip(largest, box.shape[-3:], strict=True)]
+        wide.append(np.pad(box, behind, constant_values=fill))
+    return wide, extents
 
 
 def _seeds(seed: int, numbers: Sequence[int]) -> Int64[torch.Tensor, " b"]:

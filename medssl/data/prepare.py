@@ -48,6 +48,12 @@ from medssl.progress import track
 from medssl.runfolder import Journal, atomic_write, make_folder, remove, remove_stale
 from medssl.volume import Volume, crop, reorient, resample_to, respace
 
+Region = Literal[
+    "whole_body", "head_neck", "brain", "eye", "chest", "cardiac", "breast", "abdomen", "pelvis", "spine", "extremity",
+    "skin", "tissue",
+]  # fmt: skip
+"""Parts of the body of which ``medssl.augment.anatomy`` knows what may be done to an image."""
+
 _SHEAR_TOLERANCE_DEG = 0.1
 _AIR_HU = -1024.0
 _MOST_IN_AIR_HU = -200.0
@@ -58,6 +64,7 @@ class PrepareConfig(Config):
 
     Args:
         modality: Cases of another modality are refused; ``other`` takes all.
+        region: Part of the body; augmentation is checked against it. It changes no voxel.
         spatial_dims: 2 refuses volumes, 3 refuses images of one slice; None takes both, which one model cannot.
         orientation: Where the array axes point; images of one slice keep their own, columns and then rows.
         spacing_mm: Voxel size to resample to, of images of one slice that of a pixel; None keeps each case's own.
@@ -69,6 +76,7 @@ class PrepareConfig(Config):
     """
 
     modality: Modality = "other"
+    region: Region | None = None
     spatial_dims: Literal[2, 3] | None = None
     orientation: str = "RAS"
     spacing_mm: tuple[float, float, float] | None = None
@@ -342,7 +350,8 @@ def _key(case: Case, config: PrepareConfig) -> tuple[str, dict[str, str]]:
     with nameless(case.image, f"case {case.case_id}: image"):
         digest = io.digest(Path(case.image), volume=reading.volume, regularise=reading.regularise)
     digests = {"image_digest": digest}
-    content: dict[str, Any] = {"prepare": config.to_dict(), "store_version": STORE_VERSION}
+    prepare = {name: value for name, value in config.to_dict().items() if name != "region"}
+    content: dict[str, Any] = {"prepare": prepare, "store_version": STORE_VERSION}
     if not reading.is_plain:
         content["reading"] = reading.to_text()
     if case.label is not None:

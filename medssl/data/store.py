@@ -9,7 +9,7 @@
         image.b2nd label.b2nd body.b2nd     (C, X, Y, Z); chunks of 64^3, blocks of 32^3
         source_label.b2nd                   the label as it was drawn, on the source grid, for scoring
         foreground.npz                      sample voxels of each label value, and of the body under "-1"
-        case.json                           geometries, unit, what preparation did
+        case.json                           geometries, unit, box of the body, what preparation did
         digests.json                        SHA-256 of each file above
 
 An entry appears by one rename and is never changed: a kill, a second writer or a full disk leaves only whole entries.
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Bool, Float64, Int32, Shaped
 
 from medssl.config import dump_yaml
 from medssl.data.cohort import Split
@@ -38,8 +38,9 @@ from medssl.geometry import Geometry
 from medssl.runfolder import atomic_path, atomic_write
 from medssl.views import BODY
 
-STORE_VERSION = 3
+STORE_VERSION = 4
 MAX_SAMPLE_VOXELS = 2000
+_NO_SPACING = ("W_NO_SPACING", "W_SPACING_MISSING", "W_NO_MM")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def write_entry(store: Path, key: str, entry: Entry) -> Path:
     meta = {
         **entry.meta,
         "store_version": STORE_VERSION,
+        "body_box": _body_box(entry.body[0] > 0),
         "channels": int(entry.image.shape[0]),
         "labelled": entry.label is not None,
         "label_values": label_values(entry.label) if entry.label is not None else [],
@@ -222,10 +224,29 @@ class StoredCase:
         return float(self.meta["fill"])
 
     @property
+    def affine(self) -> Float64[np.ndarray, "4 4"]:
+        """Voxel index of the prepared grid to world mm, RAS+."""
+        return self.geometry.affine
+
+    @property
+    def body_box(self) -> Float64[np.ndarray, "2 3"]:
+        """Start and size in voxels of the box around the body; the whole grid where no body was found."""
+        return np.array(self.meta["body_box"], dtype=np.float64)
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether the file stated its voxel size; 1 mm was assumed otherwise."""
+        return not self._warned(_NO_SPACING)
+
+    @property
+    def atlas_affine(self) -> Float64[np.ndarray, "4 4"] | None:
+        """World mm to atlas coordinates; None, as no registration is stored."""
+        return None
+
+    @property
     def is_constant(self) -> bool:
         """Whether every channel of the image has one value only, so that there is nothing to learn from it."""
-        warnings: list[str] = self.meta["warnings"]
-        return sum(warning.startswith("W_CONSTANT") for warning in warnings) >= self.channels
+        return self._warned(("W_CONSTANT",)) >= self.channels
 
     def has(self, name: str) -> bool:
         """Whether the case has this array; every case has an image and a body."""
@@ -242,8 +263,8 @@ class StoredCase:
             shape: Voxels of the box.
 
         Returns:
-            Float32 for an image, the stored integers for label and body. Outside the grid an image has ``fill``,
-            the others 0.
+            The stored type: int16, float16 or float32 for an image, integers for label and body. Outside the grid an
+            image has ``fill``, the others 0.
 
         Raises:
             CheckpointError: E_DIGEST at the first touch of a damaged entry.
@@ -252,12 +273,12 @@ class StoredCase:
         stored = self._open(name)
         low = [max(0, a) for a in start]
         high = [min(n, a + size) for a, size, n in zip(start, shape, self.shape, strict=True)]
-        dtype = np.dtype(np.float32) if name == "image" else stored.dtype
+        dtype = stored.dtype
         channels = slice(0, stored.shape[0])
         inside = [slice(a, b) for a, b in zip(low, high, strict=True)]
         if any(piece.start >= piece.stop for piece in inside):
             return np.full((stored.shape[0], *shape), self._outside(name), dtype)
-        data: np.ndarray = stored[(channels, *inside)].astype(dtype, copy=False)
+        data: np.ndarray = stored[(channels, *inside)]
         if data.shape[1:] == tuple(shape):
             return data
         result = np.full((stored.shape[0], *shape), self._outside(name), dtype)
@@ -285,6 +306,10 @@ class StoredCase:
             return {}
         with np.load(self.folder / "foreground.npz", allow_pickle=False) as file:
             return {int(name): file[name] for name in file.files}
+
+    def _warned(self, codes: tuple[str, ...]) -> int:
+        """How many warnings of preparation have one of the codes."""
+        return sum(warning.startswith(codes) for warning in self.meta.get("warnings", ()))
 
     def _outside(self, name: str) -> float:
         return self.fill if name == "image" else 0.0
@@ -374,6 +399,16 @@ def _sample_voxels(mask: Shaped[np.ndarray, "x y z"], key: str) -> Int32[np.ndar
         rng = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:16], 16))
         flat = np.sort(rng.choice(flat, MAX_SAMPLE_VOXELS, replace=False))
     return np.stack(np.unravel_index(flat, mask.shape), axis=1).astype(np.int32)
+
+
+def _body_box(mask: Bool[np.ndarray, "x y z"]) -> list[list[int]]:
+    """Start and size of the box around ``mask``, or of the whole grid where it is empty."""
+    start, stop = [0, 0, 0], list(mask.shape)
+    for axis in range(3):
+        found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        if found.size:
+            start[axis], stop[axis] = int(found[0]), int(found[-1]) + 1
+    return [start, [b - a for a, b in zip(start, stop, strict=True)]]
 
 
 def _sha256(path: Path) -> str:

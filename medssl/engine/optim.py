@@ -43,7 +43,8 @@ class TrainConfig(Config):
         keep_checkpoints: Generations of checkpoints that stay on the disk.
         check_every: Steps between two runs of the held-out checks; the start and the last step are always checked.
         log_every: Steps between two lines of the journal.
-        num_workers: Processes that load data; 0 loads in the loop.
+        num_workers: Processes that load data; 0 loads in the training process.
+        prefetch: Load and augment the next batches, in a thread, while a step is taken; the bits are the same without.
         devices: Devices, and so processes, to train on.
         strategy: Lightning Fabric's name of the way to use several devices.
         tensorboard: Also write TensorBoard files.
@@ -71,6 +72,7 @@ class TrainConfig(Config):
     check_every: PositiveInt = 500
     log_every: PositiveInt = 50
     num_workers: int = Field(default=0, ge=0)
+    prefetch: bool = True
     devices: PositiveInt = 1
     strategy: str = "auto"
     tensorboard: bool = False

@@ -29,13 +29,13 @@ class Window:
         self._waited = 0.0
 
     def add(self, scalars: Sequence[Mapping[str, Tensor]], *, waited: float) -> None:
-        """Book one step: the scalars (without graph) of its micro batches, and the seconds it waited for data."""
+        """Book one step: the scalars (without graph) of its micro batches, and the seconds it waited for batches."""
         self._pending.extend(scalars)
         self._steps += 1
         self._waited += waited
 
     def totals(self) -> Totals:
-        """Numerator and denominator of each mean: scalars over their finite values, seconds a step, share of waiting.
+        """Numerator and denominator of each mean: scalars over their finite values, seconds a step, percent of waiting.
 
         Scalars are added one after the other, so that the moment of asking does not change a bit.
         """
@@ -48,13 +48,13 @@ class Window:
             self._sums[name] = (total, count)
         self._pending.clear()
         elapsed = time.perf_counter() - self._start
-        return {**self._sums, "step_seconds": (elapsed, self._steps), "data_wait_share": (self._waited, elapsed)}
+        return {**self._sums, "step_seconds": (elapsed, self._steps), "stall_percent": (100 * self._waited, elapsed)}
 
     def restore(self, totals: Mapping[str, Sequence[float]]) -> None:
         """Go on from what :meth:`totals` gave."""
         self._sums = {name: (total, count) for name, (total, count) in totals.items()}
         elapsed, self._steps = self._sums.pop("step_seconds")
-        self._waited, _ = self._sums.pop("data_wait_share")
+        self._waited = self._sums.pop("stall_percent")[0] / 100
         self._start = time.perf_counter() - elapsed
 
 

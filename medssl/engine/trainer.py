@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from medssl.engine.checkpoint import CheckpointStore
 from medssl.engine.device import compile_children, device_faults, make_fabric, seed_draws, use_channels_last
 from medssl.engine.monitor import PlateauAlarm, collapse_alarm
 from medssl.engine.optim import TrainConfig, WeightAverage, build_optimizer, learning_rate, set_learning_rate
+from medssl.engine.prefetch import Feed, open_feed
 from medssl.engine.record import Recorder, SkipWatch, Totals, Window, means
 from medssl.engine.signals import StopSignals
 from medssl.engine.state import TrainingState
@@ -96,8 +97,8 @@ def fit(
     Args:
         trainable: Method or task.
         batches: Gives, for the optimiser step to start at, the micro batches from there on, ``config.accumulate`` a
-            step. It is called once, after the processes are launched; :func:`medssl.engine.device.ranks` tells it
-            which share of the data is this process's.
+            step; with ``config.prefetch`` a thread takes them. It is called once, after the processes are launched;
+            :func:`medssl.engine.device.ranks` tells it which share of the data is this process's.
         config: How to train.
         run: Folder of the run, entered; the journal and ``checkpoints/`` are written there.
         seed: Of the random numbers inside the trainable, such as dropout.
@@ -142,11 +143,13 @@ def fit(
         recorder.log(start, _opening(fabric, precision, state))
         stop = stack.enter_context(StopSignals())
         stack.enter_context(device_faults(config))
-        data = batches(start)
-        stack.callback(getattr(data, "close", lambda: None))
+        prepare = partial(trainable.prepare, training=True)
+        data = open_feed(batches(start), prepare, device=fabric.device, prefetch=config.prefetch)
+        stack.callback(data.close)
         loop = _Loop(fabric, config, state=state, store=store, recorder=recorder, checks=checks, seed=seed)
         loop.begin(start)
-        for step in track(range(start, config.steps), "training", total=config.steps, completed=start):
+        steps = range(start, config.steps)
+        for step in track(steps, "training", total=config.steps, completed=start, status=loop.status):
             loop.step(step, data)
             done, last = step + 1, step + 1 == config.steps
             stopping = stop.wanted() and not last
@@ -198,7 +201,7 @@ class _Loop:
         elif start >= self.config.steps and not self.state.checks:
             self.check(start, last=True)
 
-    def step(self, step: int, data: Iterator[Batch]) -> None:
+    def step(self, step: int, data: Feed) -> None:
         """Forward and backward over the micro batches, clip, descend, and let averages and teachers follow."""
         fabric, config, state = self.fabric, self.config, self.state
         progress = Progress(step, config.steps)
@@ -207,16 +210,15 @@ class _Loop:
         state.trainable.before_step(progress)
         scalars: list[dict[str, Tensor]] = []
         cases: tuple[str, ...] = ()
-        waited = 0.0
+        before = data.waited
         for part in range(config.accumulate):
-            before = time.perf_counter()
             batch = _next(data, step)
-            waited += time.perf_counter() - before
             self._seed(step, part + 1)  # after the fetch: a loader may draw when it starts, which a resume repeats
             with fabric.no_backward_sync(self.model, enabled=part + 1 < config.accumulate):
-                total, named = self.model(batch.to(fabric.device))
+                total, named = self.model(batch)
                 fabric.backward(_nan_unless_finite(total) / config.accumulate)
             scalars.append({"loss": total.detach(), **{name: value.detach() for name, value in named.items()}})
+            scalars.append({f"views/{name}": note.float().mean() for name, note in batch.notes.items()})
             cases += batch.case_ids
         max_norm = config.clip_norm or math.inf
         norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=max_norm, error_if_nonfinite=False)
@@ -225,7 +227,7 @@ class _Loop:
         state.trainable.after_step(progress)
         if state.average is not None:
             state.average.update(step)
-        state.window.add([*scalars, {"grad_norm": norm}], waited=waited)
+        state.window.add([*scalars, {"grad_norm": norm}], waited=data.waited - before)
 
     def log(self, done: int) -> None:
         """Write the means since the last line, and look at the loss."""
@@ -239,6 +241,11 @@ class _Loop:
         if state.scaler is not None and state.scaler.get_scale() < _MIN_SCALE:
             scale = state.scaler.get_scale()
             self._alarm(done, f"the fp16 loss scale fell to {scale:.2g}; start another run with train.precision=bf16")
+
+    def status(self) -> str:
+        """Loss and stall of the last journal line, for the progress bar."""
+        losses = self.state.losses
+        return f"loss {losses['loss']:.4g}  stall {losses['stall_percent']:.0f} %" if losses else ""
 
     def check(self, done: int, *, last: bool) -> None:
         """Run the checks that are due, and look for collapse."""
@@ -283,7 +290,7 @@ class _Loop:
             vars(state.optimizer)["found_inf"] = skipped  # the fused kernels of torch leave all as it is if it is set
         else:
             # an overflow of the scaled gradient is the scaler's daily work; a loss that is not finite is not
-            loss = torch.stack([values["loss"].float() for values in scalars])
+            loss = torch.stack([values["loss"].float() for values in scalars if "loss" in values])
             skipped = torch.isfinite(loss).all().logical_not().float()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -380,7 +387,7 @@ def _plateau_alarm(trainable: Trainable, config: TrainConfig) -> PlateauAlarm:
     return PlateauAlarm(trainable.chance_level(), monitor=trainable.chance_monitor, after_step=grace)
 
 
-def _next(data: Iterator[Batch], step: int) -> Batch:
+def _next(data: Feed, step: int) -> Batch:
     try:
         return next(data)
     except StopIteration:

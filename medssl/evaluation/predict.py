@@ -42,7 +42,7 @@ from medssl.ledger import Ledger, Outcome
 from medssl.nn.bundle import Passport, load_bundle
 from medssl.progress import track
 from medssl.runfolder import RunFolder, atomic_write, read_journal, remove
-from medssl.volume import Volume
+from medssl.volume import Volume, respace
 
 _COLUMNS = ("item", "output", "source_digest", "output_digest", "voxels")
 
@@ -117,7 +117,7 @@ def predict(
     network = load_network(loaded, device=settings.device)
     asked = {"xform": xform, "assume_spacing_mm": assume_spacing_mm}
     asked = {name: value for name, value in asked.items() if value is not None}
-    reading = PrepareConfig.parse({**loaded.passport.prepare, **asked}, source="prepare options")
+    reading = PrepareConfig.parse({**loaded.passport.preparation, **asked}, source="prepare options")
     ledger = Ledger()
     room = (Path(tempfile.gettempdir()) if dry_run else out) / f"{_UNPACKED}{secrets.token_hex(8)}"
     try:
@@ -195,11 +195,11 @@ def score_stored(
     network = load_network(loaded, device=settings.device)
     rows = []
     for case in cases:
-        image = case.read("image", (0, 0, 0), case.shape)
+        image = _on_grid_of(loaded.passport, case)
         prediction = label_map(
-            image,
+            image.array,
             network,
-            prepared=case.geometry,
+            prepared=image.geometry,
             source=case.source_geometry,
             fill=case.fill,
             passport=loaded.passport,
@@ -215,6 +215,18 @@ def score_stored(
         names = {"case_id": case.case_id, "subject_id": case.subject_id}
         rows += [{**names, "label": value, **scores.to_dict()} for value, scores in found.items()]
     return pd.DataFrame(rows)
+
+
+def _on_grid_of(passport: Passport, case: StoredCase) -> Volume:
+    """The stored image on a grid of the voxel size that the network works at."""
+    stored = case.read("image", (0, 0, 0), case.shape).astype(np.float32, copy=False)
+    volume = Volume(stored, case.geometry, "HU" if case.unit == "HU" else "arbitrary")
+    spacing = passport.spacing_mm
+    if spacing is not None and case.shape[2] == 1:
+        spacing = (*spacing[:2], case.spacing_mm[2])
+    if spacing is None or np.allclose(case.spacing_mm, spacing, rtol=0, atol=1e-4):
+        return volume
+    return respace(volume, spacing)
 
 
 def _predict_one(

@@ -57,14 +57,13 @@ def segment_volume(volume: Volume, network: Network, *, passport: Passport, sett
     Raises:
         CaseError: E_CONTRACT if the volume has another number of channels than the network.
     """
-    channels = volume.array.shape[0]
-    if channels != passport.in_channels:
+    channels, wanted = volume.array.shape[0], passport.image_channels or passport.in_channels
+    if channels != wanted:
         raise CaseError(
-            f"image: {channels} channels; the bundle was trained on {passport.in_channels}. "
-            "Use a bundle made for such images.",
+            f"image: {channels} channels; the bundle was trained on {wanted}. Use a bundle made for such images.",
             code="E_CONTRACT",
         )
-    config = PrepareConfig.parse(passport.prepare, source="passport prepare")
+    config = PrepareConfig.parse(passport.preparation, source="passport prepare")
     prepared = prepare_volume(volume, config)
     labels = label_map(
         prepared.volume.array,

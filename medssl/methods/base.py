@@ -8,18 +8,22 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from medssl.augment.base import build_augment, derive_seeds
+from medssl.augment.base import derive_seeds
+from medssl.augment.build import build_augment
+from medssl.augment.frame import Frame
+from medssl.augment.images import Images
+from medssl.augment.pipeline import View
 from medssl.config import Config
 from medssl.errors import ConfigError
 from medssl.nn.backbone import Backbone
 from medssl.nn.ema import update_ema
 from medssl.nn.heads import pool_pyramid
 from medssl.trainable import Progress, Trainable
-from medssl.views import CaseArrays, ViewSampler, median_mm
+from medssl.views import ViewSampler
 
 AugmentOption = dict[str, JsonValue] | list[dict[str, JsonValue]]
 
@@ -28,14 +32,14 @@ class Method(Trainable):
     """A way to train an encoder without labels.
 
     A file in ``medssl/methods`` defines one method and its ``Config``, which names at least ``crop_voxels`` and
-    ``augment``. Augmentation happens in ``forward`` while the module trains; in eval mode only its fixed part, such as
-    a HU window, so that a held-out loss is comparable from check to check.
+    ``augment``. Its ``prepare`` augments for training; for held-out checks it does only what is not random, such as a
+    HU window, so that a held-out loss is comparable from check to check.
 
     Args:
         config: The file's ``Config``.
         encoder: The backbone to train; of the rest only what ``bundle_modules`` names outlives pretraining.
         seed: Of the first weights of the method's own heads.
-        spacing_mm: Voxel size of the crops, for augments that are given in mm; 1 mm by default.
+        images: What is known of the images, which the augments are checked against; None checks nothing.
     """
 
     citations: ClassVar[tuple[str, ...]]
@@ -47,17 +51,12 @@ class Method(Trainable):
         *,
         encoder: Backbone,
         seed: int,  # noqa: ARG002  for the subclass's heads
-        spacing_mm: Sequence[float] | None = None,
+        images: Images | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        options = config.to_dict()["augment"]
-        self.augment = build_augment(options, position_task=self.position_task, spacing_mm=spacing_mm)
-
-    @classmethod
-    def crop_spacing_mm(cls, config: Config, cases: Sequence[CaseArrays]) -> list[float]:  # noqa: ARG003
-        """Voxel size of the crops that the view sampler would cut from ``cases``; the median where they differ."""
-        return median_mm([case.spacing_mm for case in cases])
+        self.images = images or Images()
+        self.augment = build_augment(config.to_dict()["augment"], position_task=self.position_task, images=images)
 
     @abstractmethod
     def view_sampler(self) -> ViewSampler:
@@ -92,12 +91,15 @@ class Method(Trainable):
             teacher.eval()
         return self
 
-    def vary(self, x: Float[Tensor, "b c *s"], seeds: Int64[Tensor, " b"]) -> Float[Tensor, "b c *s"]:
-        """Augment images while training, otherwise apply the fixed part alone."""
-        return self.augment(x, seeds)[0] if self.training else self.augment.normalise(x)
+    def vary(
+        self, x: Shaped[Tensor, "b c *s"], seeds: Int64[Tensor, " b"], *, frame: Frame | None, training: bool
+    ) -> View:
+        """Crops of the boxes ``x``, augmented for training and otherwise with the fixed part alone."""
+        view: View = self.augment(x, seeds, frame=frame) if training else self.augment.plain(x, frame=frame)
+        return view
 
-    def embed(self, x: Float[Tensor, "b c *s"]) -> Float32[Tensor, "b d"]:
-        """Mean of every level of the encoder's pyramid, concatenated: what probes see of an image."""
+    def embed(self, x: Shaped[Tensor, "b c *s"]) -> Float32[Tensor, "b d"]:
+        """Mean of every level of the encoder's pyramid, concatenated: what probes see of a crop as it is stored."""
         return pool_pyramid(self.encoder(self.augment.normalise(x)))
 
 

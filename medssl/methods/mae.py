@@ -8,9 +8,11 @@ from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
+from medssl.augment.frame import Frame
+from medssl.augment.images import Images
 from medssl.config import Config as BaseConfig
 from medssl.errors import ConfigError
 from medssl.losses.reconstruction import masked_mse, normalise_blocks, visible_mean
@@ -29,6 +31,9 @@ class Config(BaseConfig):
 
     Args:
         crop_voxels: Size of a crop, a multiple of ``block_voxels`` along each axis; 1 on the last axis for 2D.
+        crop_mm: Edge lengths of a crop; None takes the voxels of the store as they are.
+        region: Share of the body along an axis from which crop centres are drawn, such as ``{SI: [0.3, 0.7]}``; 0 is
+            left, back or foot.
         block_voxels: Size of what is hidden at once; 1 on the last axis for 2D.
         mask_ratio: Share of the blocks that is hidden; rounded to whole blocks, the same number in every crop.
         inside_body: Draw crop centres from the body mask.
@@ -40,6 +45,8 @@ class Config(BaseConfig):
     """
 
     crop_voxels: tuple[int, int, int] = (64, 64, 64)
+    crop_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    region: dict[str, tuple[float, float]] | None = None
     block_voxels: tuple[int, int, int] = (8, 8, 8)
     mask_ratio: float = Field(0.75, gt=0.0, lt=1.0)
     inside_body: bool = True
@@ -81,10 +88,8 @@ class MAE(Method):
     chance_monitor = "mean_predictor_ratio"
     citations = ("He et al., CVPR 2022, arXiv:2111.06377", "Wald et al., CVPR 2025, arXiv:2410.23132")
 
-    def __init__(
-        self, config: Config, *, encoder: Backbone, seed: int, spacing_mm: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(config, encoder=encoder, seed=seed, spacing_mm=spacing_mm)
+    def __init__(self, config: Config, *, encoder: Backbone, seed: int, images: Images | None = None) -> None:
+        super().__init__(config, encoder=encoder, seed=seed, images=images)
         self.config = config
         self.crop = spatial_size("crop_voxels", config.crop_voxels, spatial_dims=encoder.spatial_dims)
         self.block = spatial_size("block_voxels", config.block_voxels, spatial_dims=encoder.spatial_dims)
@@ -108,16 +113,35 @@ class MAE(Method):
         return self.decoder.config
 
     def view_sampler(self) -> RandomCrop:
-        """One crop a sample."""
-        return RandomCrop(self.config.crop_voxels, inside_body=self.config.inside_body)
+        """One crop a sample, in a box that rotations find real tissue in."""
+        config = self.config
+        spacing_mm = self.images.crop_spacing_mm(config.crop_voxels, config.crop_mm)
+        return RandomCrop(
+            config.crop_voxels,
+            crop_mm=config.crop_mm,
+            margin=self.augment.margin(config.crop_voxels, spacing_mm),
+            inside_body=config.inside_body,
+            region=config.region,
+        )
+
+    def prepare(self, batch: Batch, *, training: bool) -> Batch:
+        """Augment the crops, and draw from the samples' seeds what is hidden of each.
+
+        Raises:
+            ConfigError: if crops are not those of the view sampler.
+        """
+        frame = Frame.of(batch.tensors, "image", shape=self.config.crop_voxels)
+        view = self.vary(batch["image"], batch.seeds, frame=frame, training=training)
+        if tuple(view.image.shape[2:]) != self.crop:
+            raise ConfigError(f"crop of {list(view.image.shape[2:])} voxels; crop_voxels says {list(self.crop)}.")
+        mask = block_mask(batch.seeds, self.crop, self.block, ratio=self.config.mask_ratio)
+        return batch.with_tensors(
+            {"image": view.image, "mask": mask.to(view.image.device, non_blocking=True)}, view.notes
+        )
 
     def forward(self, batch: Batch) -> Losses:
-        """Hide, rebuild, compare; the hidden blocks are drawn from the samples' seeds."""
-        image = batch["image"].float()
-        if tuple(image.shape[2:]) != self.crop:
-            raise ConfigError(f"crop of {list(image.shape[2:])} voxels; crop_voxels says {list(self.crop)}.")
-        image = self.vary(image, batch.seeds)
-        mask = block_mask(batch.seeds, self.crop, self.block, ratio=self.config.mask_ratio).to(image.device)
+        """Hide, rebuild, compare."""
+        image, mask = batch["image"], batch["mask"]
         prediction = self.reconstruct(image, mask)
         target, guess = image, visible_mean(image, mask)
         if self.config.normalise_target:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self, cast
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from medssl.augment.base import derive_seeds
+from medssl.augment.frame import Frame
+from medssl.augment.images import Images
 from medssl.config import Config as BaseConfig
 from medssl.errors import ConfigError
 from medssl.losses.overlap import (
@@ -29,7 +30,7 @@ from medssl.nn.backbone import Backbone
 from medssl.nn.ema import cosine_momentum, make_teacher
 from medssl.nn.heads import Projector, pool_pyramid
 from medssl.trainable import Batch, Losses, Progress
-from medssl.views import CaseArrays, GridCrops, median_mm, overlap_fractions
+from medssl.views import GridCrops, overlap_fractions
 
 Preset = Literal["paper", "released", "v1", "v2", "nnssl", "medssl"]
 Grid = tuple[int, int, int]
@@ -179,10 +180,8 @@ class VoCo(Method):
     citations = ("Wu et al., CVPR 2024, arXiv:2402.17300", "Wu et al., 2024, arXiv:2410.09890")
     position_task = True
 
-    def __init__(
-        self, config: Config, *, encoder: Backbone, seed: int, spacing_mm: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(config, encoder=encoder, seed=seed, spacing_mm=spacing_mm)
+    def __init__(self, config: Config, *, encoder: Backbone, seed: int, images: Images | None = None) -> None:
+        super().__init__(config, encoder=encoder, seed=seed, images=images)
         self.config = config
         self.objective = config.objective
         self.crop = spatial_size("crop_voxels", config.crop_voxels, spatial_dims=encoder.spatial_dims)
@@ -199,13 +198,13 @@ class VoCo(Method):
 
     def view_sampler(self) -> GridCrops:
         """All bases of the grid and some targets of one case."""
-        return _sampler(self.config)
-
-    @classmethod
-    def crop_spacing_mm(cls, config: BaseConfig, cases: Sequence[CaseArrays]) -> list[float]:
-        """Median over the cases of the voxel size after the resizing of the view sampler."""
-        sampler = _sampler(cast("Config", config))
-        return median_mm([sampler.voxel_mm(case) for case in cases])
+        return GridCrops(
+            self.objective.grid,
+            self.config.crop_voxels,
+            num_targets=self.objective.num_targets,
+            position_mode=self.config.position_mode,
+            cell_mm=self.config.cell_mm,
+        )
 
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Encoder and projector with their teachers, as far as there are any."""
@@ -220,15 +219,32 @@ class VoCo(Method):
         """Loss of the best constant similarity, by Monte Carlo over the configured sampler."""
         return self.chance
 
+    def prepare(self, batch: Batch, *, training: bool) -> Batch:
+        """Give each crop an intensity of its own.
+
+        Raises:
+            ConfigError: if crops are not those of the view sampler.
+        """
+        counts = [batch[name].shape[1] for name in _Pair._fields]
+        seeds = torch.split(derive_seeds(batch.seeds, sum(counts)), counts, dim=1)
+        made, notes = {}, []
+        for name, count, own in zip(_Pair._fields, counts, seeds, strict=True):
+            frame = Frame.of(batch.tensors, name, shape=self.config.crop_voxels)
+            view = self.vary(batch[name].flatten(0, 1), own.flatten(), frame=frame, training=training)
+            made[name] = view.image.reshape(len(batch), count, *view.image.shape[1:])
+            notes.append({key: note.view(len(batch), count) for key, note in view.notes.items()})
+        self._check(_Pair(**made))
+        shown = {key: torch.cat([note[key] for note in notes], dim=1).mean(dim=1) for key in notes[0]}
+        return batch.with_tensors({**made, "overlap": batch["overlap"].float()}, shown)
+
     def forward(self, batch: Batch) -> Losses:
         """Compare the similarities of all targets and bases of each volume with their overlaps.
 
         Raises:
             CaseError: if a target overlaps no base.
-            ConfigError: if crops are not those of the view sampler, or ``inter`` meets a batch of one volume.
+            ConfigError: if ``inter`` meets a batch of one volume.
         """
-        crops = self._varied(self._crops(batch), batch.seeds)
-        seen = crops
+        crops = seen = _Pair(batch["targets"], batch["bases"])
         if self.config.reg_bases is not None:
             chosen = draw_subsets(batch.seeds, crops.bases.shape[1], size=self.config.reg_bases)
             volume = torch.arange(len(chosen))[:, None]
@@ -237,7 +253,7 @@ class VoCo(Method):
         student = _project(self.projector, _Pair(self.dropout(pooled.targets), self.dropout(pooled.bases)))
         reference = self._reference(crops, pooled, student)
         similarity = self._similarity(student, reference)
-        overlap = batch["overlap"].float()
+        overlap = batch["overlap"]
         pos, neg = overlap_terms(
             similarity, overlap, pos_weight=self.objective.pos_weight, neg_form=self.objective.neg_form
         )
@@ -249,8 +265,8 @@ class VoCo(Method):
             monitors |= shown
         return Losses(torch.stack(list(parts.values())).sum(), parts, monitors)
 
-    def _crops(self, batch: Batch) -> _Pair:
-        crops = _Pair(batch["targets"].float(), batch["bases"].float())
+    def _check(self, crops: _Pair) -> None:
+        """Refuse crops that are not those of the view sampler."""
         num_bases = math.prod(self.objective.grid)
         found = (tuple(crops.targets.shape[3:]), tuple(crops.bases.shape[3:]), crops.bases.shape[1])
         if found != (self.crop, self.crop, num_bases):
@@ -258,15 +274,6 @@ class VoCo(Method):
                 f"{found[2]} bases of {list(found[1])} and targets of {list(found[0])} voxels, where grid and "
                 f"crop_voxels ask for {num_bases} of {list(self.crop)}. Take the views of view_sampler()."
             )
-        return crops
-
-    def _varied(self, crops: _Pair, seeds: Int64[Tensor, " b"]) -> _Pair:
-        """Give each crop an intensity of its own while training."""
-        count = crops.targets.shape[1]
-        own = derive_seeds(seeds, count + crops.bases.shape[1])
-        targets = self.vary(crops.targets.flatten(0, 1), own[:, :count].flatten())
-        bases = self.vary(crops.bases.flatten(0, 1), own[:, count:].flatten())
-        return _Pair(targets.view_as(crops.targets), bases.view_as(crops.bases))
 
     def _pool(self, encoder: Backbone, crops: _Pair) -> _Pair:
         """Pooled features of all crops of all volumes, in one batch."""
@@ -339,16 +346,6 @@ def top1(similarity: Float[Tensor, "b t n"], overlap: Float[Tensor, "b t n"]) ->
     """Share of targets whose most similar base is one of those that they overlap most."""
     reached = overlap.gather(-1, similarity.argmax(dim=-1, keepdim=True))[..., 0]
     return (reached >= overlap.amax(dim=-1) - 1e-6).float().mean()
-
-
-def _sampler(config: Config) -> GridCrops:
-    return GridCrops(
-        config.objective.grid,
-        config.crop_voxels,
-        num_targets=config.objective.num_targets,
-        position_mode=config.position_mode,
-        cell_mm=config.cell_mm,
-    )
 
 
 class _Pair(NamedTuple):

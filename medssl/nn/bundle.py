@@ -38,14 +38,16 @@ class Passport(Config):
         kind: ``encoder`` after pretraining, ``segmenter`` after fine-tuning.
         backbone: ``Backbone.config``.
         spatial_dims: 2 or 3.
-        in_channels: Channels of the image.
+        in_channels: Channels that the network takes.
+        image_channels: Channels of the prepared image, where augmentation gives it others; None for ``in_channels``.
         decoder: ``Decoder.config`` of a segmenter.
         label_values: Value of each class in a label map, background included, in the order of the outputs.
         label_names: Name of each class, in the same order.
         prepare: Preparation of the images, as ``medssl.data.prepare`` takes it.
         unit: Of the prepared voxels.
         orientation: Of the prepared grid.
-        spacing_mm: Of the prepared grid; None where every image kept its own.
+        spacing_mm: Of the grid that the network works on: the prepared one, unless the recipe gives crops in mm. None
+            where every image kept its own.
         crop_voxels: Crop that the weights were trained on.
         recipe: The resolved recipe of the run; paths are taken out when the bundle is saved.
         method: Name of the method or task that trained the weights.
@@ -62,6 +64,7 @@ class Passport(Config):
     backbone: dict[str, Any]
     spatial_dims: Literal[2, 3]
     in_channels: int = Field(ge=1)
+    image_channels: int | None = Field(None, ge=1)
     decoder: dict[str, Any] | None = None
     label_values: tuple[int, ...] | None = None
     label_names: tuple[str, ...] | None = None
@@ -86,6 +89,11 @@ class Passport(Config):
         if self.label_names is not None and len(self.label_names) != len(self.label_values or ()):
             raise ValueError("label_names and label_values differ in length")
         return self
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How an image is prepared for the network: ``prepare`` at the voxel size that the network works at."""
+        return self.prepare if self.spacing_mm is None else {**self.prepare, "spacing_mm": self.spacing_mm}
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from medssl.augment.base import Pipeline
+from medssl.augment.pipeline import Pipeline
 from medssl.nn.backbone import Backbone
 from medssl.nn.bundle import Bundle
 from medssl.trainable import Trainable
@@ -18,6 +18,8 @@ from medssl.views import ViewSampler
 
 class Task(Trainable):
     """A supervised task on top of an encoder.
+
+    Its ``prepare`` augments for training; for held-out checks it does only what is not random.
 
     Args:
         encoder: Pretrained, or with fresh weights for the from-scratch twin.
@@ -30,8 +32,8 @@ class Task(Trainable):
         self.encoder = encoder
 
     @abstractmethod
-    def logits(self, x: Float[Tensor, "b c *s"]) -> Tensor:
-        """Scores of each class, before softmax; one forward pass without augmentation."""
+    def logits(self, x: Shaped[Tensor, "b c *s"]) -> Tensor:
+        """Scores of each class, before softmax, of images as they are stored; without augmentation."""
 
     @abstractmethod
     def view_sampler(self) -> ViewSampler:

@@ -7,12 +7,15 @@ from contextlib import nullcontext
 from typing import Any, Literal, Self
 
 import torch
-from jaxtyping import Float, Int64, Integer
-from pydantic import Field, JsonValue
+from jaxtyping import Float, Int64, Integer, Shaped
+from pydantic import Field, JsonValue, PositiveFloat
 from torch import Tensor, nn
 
 from medssl import config as configuration
-from medssl.augment.base import Pipeline, build_augment
+from medssl.augment.build import build_augment
+from medssl.augment.frame import Frame
+from medssl.augment.images import Images
+from medssl.augment.pipeline import Pipeline
 from medssl.errors import CaseError, CheckpointError, ConfigError
 from medssl.losses.segmentation import deep_dice_ce
 from medssl.nn.backbone import Backbone
@@ -51,6 +54,8 @@ class Config(configuration.Config):
 
     Args:
         crop_voxels: Size of the training crops, and of the windows of prediction.
+        crop_mm: Edge lengths of the crops, and so the voxel size that prediction resamples to; None takes the voxels
+            of the store as they are.
         augment: ``{preset: name}`` or a list of augmentations.
         foreground_share: Probability that a crop is centred on a voxel of a structure, each structure alike.
         dice_weight: Of the Dice loss.
@@ -66,6 +71,7 @@ class Config(configuration.Config):
     """
 
     crop_voxels: tuple[int, int, int]
+    crop_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     augment: dict[str, JsonValue] | list[dict[str, JsonValue]] = Field(default_factory=_light)
     foreground_share: float = Field(0.67, ge=0, le=1)
     dice_weight: float = Field(1.0, ge=0)
@@ -94,7 +100,7 @@ class Segmenter(nn.Module):
         self.decoder = decoder
         self.augment = augment
 
-    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
+    def forward(self, x: Shaped[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
         """Scores of each class at the image's resolution, before softmax; ``x`` as it comes from the store."""
         x = self.augment.normalise(x)
         logits: Tensor = self.decoder(self.encoder(x), x)[0]
@@ -129,6 +135,7 @@ class Segmentation(Task):
         encoder: Pretrained or fresh; trained in place, as ``config.mode`` says.
         label_values: Values of the structures in the label maps; 0, the background, is added if it is not there.
         seed: Of the decoder's fresh weights, so that arms of a study begin with the same decoder.
+        images: What is known of the images, which the augments are checked against; None checks nothing.
 
     Reference: Isensee et al., nnU-Net, Nature Methods 2021, arXiv:1904.08128 (loss, foreground oversampling); Bao et
         al., BEiT, ICLR 2022, arXiv:2106.08254 (layer-wise learning-rate decay).
@@ -143,7 +150,7 @@ class Segmentation(Task):
         encoder: Backbone,
         label_values: Sequence[int],
         seed: int,
-        spacing_mm: Sequence[float] | None = None,
+        images: Images | None = None,
     ) -> None:
         super().__init__(encoder=encoder)
         values = sorted({0, *label_values})
@@ -156,7 +163,8 @@ class Segmentation(Task):
         self.config = config
         self.unused_parameters = config.mode == "warmup_then_full"
         self.label_values = tuple(values)
-        self.augment = build_augment(config.augment, spacing_mm=spacing_mm)
+        self.images = images or Images()
+        self.augment = build_augment(config.augment, images=images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.decoder = Decoder(
@@ -174,21 +182,31 @@ class Segmentation(Task):
         if config.mode == "frozen":
             self._freeze_encoder(True)
 
-    def forward(self, batch: Batch) -> Losses:
-        """Loss of one batch; augmented while training, as it is otherwise.
+    def prepare(self, batch: Batch, *, training: bool) -> Batch:
+        """Augment images and label maps, and number the classes.
 
         Args:
-            batch: ``image`` (b, c, *s) and ``label`` (b, 1, *s) with the values of the label maps.
+            batch: Boxes ``image`` (b, c, *box) and ``label`` (b, 1, *box) with the values of the label maps.
+            training: False leaves out what is random.
+
+        Returns:
+            ``image`` (b, c, *s) and ``target`` (b, 1, *s), in which class ``i`` is ``label_values[i]``.
 
         Raises:
             CaseError: if a label map holds a value that is not among the label values.
         """
         image, label = batch["image"], batch["label"]
-        if self.training:
-            image, label = self.augment(image, batch.seeds, label)
+        frame = Frame.of(batch.tensors, "image", shape=self.config.crop_voxels)
+        if training:
+            view = self.augment(image, batch.seeds, label, frame=frame)
         else:
-            image = self.augment.normalise(image)
-        target = self._class_index(label, batch.case_ids)
+            view = self.augment.plain(image, label, frame=frame)
+        target = self._class_index(view.label, batch.case_ids)
+        return batch.with_tensors({"image": view.image, "target": target}, view.notes)
+
+    def forward(self, batch: Batch) -> Losses:
+        """Dice and cross-entropy of one batch."""
+        image, target = batch["image"], batch["target"]
         outputs = self.decoder(self._features(image), image)
         terms = deep_dice_ce(
             outputs,
@@ -201,18 +219,22 @@ class Segmentation(Task):
         parts = {"dice_loss": terms.dice, "cross_entropy": terms.cross_entropy}
         return Losses(terms.total, parts, {"crop_dice": hard})
 
-    def logits(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
+    def logits(self, x: Shaped[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
         """Scores of each class at the image's resolution; class ``i`` is ``label_values[i]``."""
         x = self.augment.normalise(x)
         logits: Tensor = self.decoder(self._features(x), x)[0]
         return logits
 
     def view_sampler(self) -> LabelledCrop:
-        """Crops of image and label, often centred on a structure."""
+        """Crops of image and label, often centred on a structure, in boxes that rotations find real tissue in."""
+        config = self.config
+        spacing_mm = self.images.crop_spacing_mm(config.crop_voxels, config.crop_mm)
         return LabelledCrop(
-            self.config.crop_voxels,
-            foreground_share=self.config.foreground_share,
+            config.crop_voxels,
+            foreground_share=config.foreground_share,
             label_values=self.label_values[1:],
+            crop_mm=config.crop_mm,
+            margin=self.augment.margin(config.crop_voxels, spacing_mm),
         )
 
     def decoder_config(self) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class Body:
     channels = 1
     shape = (24, 24, 24)
     spacing_mm = (1.0, 1.0, 1.5)
+    affine = np.diag([1.0, 1.0, 1.5, 1.0])
+    body_box = np.array([[0.0] * 3, [24.0] * 3])
+    is_metric = True
+    atlas_affine = None
+    fill = 0.0
 
     def __init__(self, number):
         rng = np.random.default_rng(number)
@@ -80,12 +85,17 @@ def batch(method, *, numbers=(0, 1), draw=0):
     return Batch(tensors, torch.tensor(numbers) + 1000 * draw, tuple(f"body {number}" for number in numbers))
 
 
+def losses_of(method, data):
+    """One forward pass as the loop does it, augmented if the method trains."""
+    return method(method.prepare(data, training=method.training))
+
+
 def train(method, batches, *, optimiser=None, start=0, total=10):
     optimiser = optimiser or optimiser_of(method)
     losses = []
     for step, data in enumerate(batches, start):
         method.before_step(Progress(step, total))
-        found = method(data)
+        found = losses_of(method, data)
         optimiser.zero_grad()
         found.total.backward()
         optimiser.step()
@@ -123,7 +133,7 @@ def test_the_docstring_names_its_paper_and_deviations(name):
 
 def test_losses_are_finite_scalars_and_parts_make_the_total(name):
     method = build(name)
-    losses = method(batch(method))
+    losses = losses_of(method, batch(method))
     for value in (losses.total, *losses.parts.values(), *losses.monitors.values()):
         assert value.ndim == 0
         assert torch.isfinite(value)
@@ -133,10 +143,31 @@ def test_losses_are_finite_scalars_and_parts_make_the_total(name):
     assert float(losses.total.detach()) == pytest.approx(total, rel=1e-5)
 
 
+def test_prepare_is_a_pure_function_of_the_batch_and_the_flag(name):
+    method = build(name, augment=[{"name": "noise", "sigma": [0.1, 0.5]}])
+    data = batch(method)
+    before = {key: tensor.clone() for key, tensor in data.tensors.items()}
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    made = {training: method.prepare(data, training=training) for training in (True, False)}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in data.tensors.items())
+    for parameter in method.eval().parameters():
+        parameter.data.zero_()
+    torch.manual_seed(2)
+    for training, first in made.items():
+        again = method.prepare(data, training=training)
+        assert again.tensors.keys() == first.tensors.keys()
+        assert all(torch.equal(tensor, again[key]) for key, tensor in first.tensors.items())
+        assert not any(tensor.requires_grad for tensor in first.tensors.values())
+        assert all(note.shape == (len(data),) for note in first.notes.values())
+    assert any(not torch.equal(tensor, made[False][key]) for key, tensor in made[True].tensors.items())
+
+
 def test_two_volumes_are_learned_by_heart(name):  # (a)
     method = build(name)
     data = batch(method)
-    plateau = method.chance_level() or method.eval()(data).scalars()[method.chance_monitor]
+    plateau = method.chance_level() or losses_of(method.eval(), data).scalars()[method.chance_monitor]
     method.train()
     last = train(method, [data] * STEPS.get(name, 60), total=200)[-1]
     assert last[method.chance_monitor] < 0.2 * plateau
@@ -151,7 +182,7 @@ def test_constant_encoder_sets_off_the_collapse_alarm_and_does_not_beat_chance(n
     images = torch.stack([torch.from_numpy(Body(number).read("image", (4, 4, 4), (16, 16, 16))) for number in range(8)])
     with torch.no_grad():
         health = embedding_health(method.embed(images))
-        losses = method(batch(method, numbers=range(8)))
+        losses = losses_of(method, batch(method, numbers=range(8)))
     assert "collapsed" in collapse_alarm(health)
     if method.chance_level() is not None:
         assert losses.scalars()[method.chance_monitor] > 0.9 * method.chance_level()
@@ -170,7 +201,7 @@ def test_features_keep_more_than_one_direction_after_training(name):
 
 def test_every_loss_term_reaches_the_student_and_none_the_teacher(name):  # (c)
     method = build(name)
-    losses = method(batch(method))
+    losses = losses_of(method, batch(method))
     teachers = {id(p) for _, teacher in method.momentum_pairs() for p in teacher.parameters()}
     for part in losses.parts.values():
         found = torch.autograd.grad(part, list(method.encoder.parameters()), retain_graph=True, allow_unused=True)
@@ -206,15 +237,15 @@ def test_teachers_start_equal_share_nothing_and_follow(name):
 
 def test_order_of_the_batch_does_not_matter(name):  # (d)
     method = build(name).eval()
-    plain = method(batch(method, numbers=(0, 1, 2))).scalars()
-    assert method(batch(method, numbers=(2, 0, 1))).scalars() == pytest.approx(plain, abs=1e-5)
+    plain = losses_of(method, batch(method, numbers=(0, 1, 2))).scalars()
+    assert losses_of(method, batch(method, numbers=(2, 0, 1))).scalars() == pytest.approx(plain, abs=1e-5)
 
 
 def test_evaluation_repeats_bit_for_bit_and_changes_nothing(name):  # (e)
     method = build(name).eval()
     before = copy.deepcopy(method.state_dict())
     data = batch(method)
-    assert method(data).scalars() == method(data).scalars()
+    assert losses_of(method, data).scalars() == losses_of(method, data).scalars()
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
 
 
@@ -249,7 +280,8 @@ def one_of_two(folder):
     for name in METHODS:
         method = build(name)
         parallel = DistributedDataParallel(method)
-        loss = parallel(batch(method, numbers=NUMBERS[2 * rank : 2 * rank + 2])).total
+        data = batch(method, numbers=NUMBERS[2 * rank : 2 * rank + 2])
+        loss = parallel(method.prepare(data, training=True)).total
         loss.backward()
         mean = loss.detach() / 2
         distributed.all_reduce(mean)
@@ -276,7 +308,7 @@ def two_processes(tmp_path_factory):
 
 def test_two_processes_have_the_loss_and_the_gradient_of_one(name, two_processes):  # (h)
     method = build(name)
-    loss = method(batch(method, numbers=NUMBERS)).total
+    loss = losses_of(method, batch(method, numbers=NUMBERS)).total
     loss.backward()
     expected = {"loss": loss.detach()} | {key: p.grad for key, p in method.named_parameters() if p.requires_grad}
     for found in two_processes:
@@ -290,9 +322,9 @@ def test_half_precision_agrees_with_single_precision(name):  # (i)
     method = build(name).eval()
     data = batch(method)
     with torch.no_grad():
-        single = method(data)
+        single = losses_of(method, data)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = method(data)
+            half = losses_of(method, data)
     assert half.total.dtype == torch.float32
     assert float(half.total) == pytest.approx(float(single.total), rel=0.02)
 

@@ -74,7 +74,7 @@ def _equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
 def test_a_batch_has_named_tensors_with_the_batch_first(cases: tuple[StoredCase, ...]) -> None:
     batch = _list(cases, steps=1)[0]
     assert batch["image"].shape == (4, 1, 6, 6, 4)
-    assert batch["image"].dtype == torch.float32
+    assert batch["image"].dtype == torch.float16
     assert batch["label"].dtype == torch.uint8
     assert len(batch) == 4
     assert batch.seeds.dtype == torch.int64
@@ -143,6 +143,73 @@ def test_2d_drops_the_slice_axis_of_images_and_of_nothing_else(cases: tuple[Stor
     assert batch["crop_box_mm"].shape == (4, 2, 3)
     with pytest.raises(ConfigError, match="4 slices; spatial_dims 2 needs 1"):
         _list(cases, spatial_dims=2, steps=1)
+
+
+class Boxes:
+    """Boxes of another size for every sample, two views of each, and numbers for the journal."""
+
+    cases_per_sample = 1
+
+    def __call__(self, cases: Sequence[StoredCase], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        size = tuple(int(n) for n in rng.integers(2, 6, 3))
+        image = cases[0].read("image", (0, 0, 0), size)
+        return {
+            "image": image,
+            "image_to_box": np.eye(4),
+            "label": cases[0].read("label", (0, 0, 0), size),
+            "views": np.stack([image, -image]),
+            "views_to_box": np.stack([np.eye(4)] * 2),
+            "size": np.array(size),
+            "note_padded": np.float32(size[0] / 10),
+        }
+
+
+def test_boxes_of_different_shape_are_padded_behind_and_their_extent_is_told(cases: tuple[StoredCase, ...]) -> None:
+    for batch in _list(cases, Boxes(), steps=3):
+        largest = tuple(batch["size"].amax(dim=0).tolist())
+        assert batch["image"].shape == (4, 1, *largest)
+        assert batch["views"].shape == (4, 2, 1, *largest)
+        assert batch["image"].dtype == torch.float16
+        assert batch["label"].dtype == torch.uint8
+        assert torch.equal(batch["image_extent"], batch["size"])
+        assert torch.equal(batch["views_extent"], batch["size"])
+        assert "label_extent" not in batch
+        by_id = {case.case_id: case for case in cases}
+        for place, (case_id, (x, y, z)) in enumerate(zip(batch.case_ids, batch["size"].tolist(), strict=True)):
+            own = torch.from_numpy(by_id[case_id].read("image", (0, 0, 0), (x, y, z)))
+            assert torch.equal(batch["image"][place, :, :x, :y, :z], own)
+            assert torch.equal(batch["views"][place, 1, :, :x, :y, :z], -own)
+            assert not batch["image"][place, :, x:].any()
+            assert not batch["label"][place, :, :, y:].any()
+
+
+def test_ct_is_padded_with_air(tmp_path: Path) -> None:
+    grid = Geometry((8, 8, 8), np.eye(4)).to_dict()
+    meta = {"source_geometry": grid, "prepared_geometry": grid, "unit": "HU", "fill": -1024.0}
+    array = np.full((1, 8, 8, 8), 40, np.int16)
+    write_entry(tmp_path, "d" * 24, Entry(array, array.astype(np.uint8), array.astype(np.uint8), meta))
+    row = IndexRow("a", "a", None, "CT", "d" * 24, True, (40,))
+    write_index(tmp_path, [row], prepare={}, unit="HU", modality="CT")
+    batch = _list(ArrayStore.open(tmp_path).cases, Boxes(), steps=1)[0]
+    assert batch["image"].dtype == torch.int16
+    assert set(batch["image"].unique().tolist()) == {40, -1024}
+    assert set(batch["label"].unique().tolist()) == {40, 0}
+
+
+def test_boxes_of_one_shape_have_no_extent_and_notes_are_numbers_apart(cases: tuple[StoredCase, ...]) -> None:
+    batch = _list(cases, Boxes(), batch_size=1, steps=1)[0]
+    assert "image_extent" not in batch
+    assert "note_padded" not in batch
+    assert batch.notes["padded"].dtype == torch.float32
+    assert batch.notes["padded"].tolist() == pytest.approx([float(batch["size"][0, 0]) / 10])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_draws_nothing_from_the_global_generator(cases: tuple[StoredCase, ...], num_workers: int) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    _list(cases, steps=2, num_workers=num_workers)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_fixed_batches_are_always_the_same_and_use_each_case_equally(cases: tuple[StoredCase, ...]) -> None:

@@ -21,6 +21,7 @@ from medssl.data.store import (
 )
 from medssl.errors import CheckpointError, ReadError
 from medssl.geometry import Geometry
+from medssl.views import CaseArrays
 
 SHAPE = (70, 40, 36)
 GEOMETRY = Geometry(SHAPE, np.diag([1.0, 2.0, 3.0, 1.0]))
@@ -85,9 +86,9 @@ def test_a_box_reads_as_the_array_padded_with_the_fill(
     store, entry = _store(tmp_path)
     case = store.cases[0]
     image = case.read("image", start, shape)
-    assert image.dtype == np.float32
+    assert image.dtype == np.float16
     assert image.flags.c_contiguous
-    np.testing.assert_array_equal(image, _padded(entry.image.astype(np.float32), start, shape, 0))
+    np.testing.assert_array_equal(image, _padded(entry.image, start, shape, 0))
     label = case.read("label", start, shape)
     assert label.dtype == np.int16
     np.testing.assert_array_equal(label, _padded(entry.label, start, shape, 0))
@@ -97,7 +98,8 @@ def test_a_box_reads_as_the_array_padded_with_the_fill(
 def test_ct_is_filled_with_air(tmp_path: Path) -> None:
     store, entry = _store(tmp_path, unit="HU")
     box = store.cases[0].read("image", (-2, 0, 0), (4, 3, 3))
-    np.testing.assert_array_equal(box, _padded(entry.image.astype(np.float32), (-2, 0, 0), (4, 3, 3), -1024))
+    assert box.dtype == np.int16
+    np.testing.assert_array_equal(box, _padded(entry.image, (-2, 0, 0), (4, 3, 3), -1024))
     assert store.cases[0].fill == -1024
     assert store.unit == "HU"
 
@@ -119,6 +121,34 @@ def test_the_index_tells_what_each_case_is(tmp_path: Path) -> None:
     assert [c.case_id for c in store.select(labelled=True)] == ["case_a"]
     assert "case_a" in repr(case)
     assert (tmp_path / "index.csv").read_text().splitlines()[1] == f"case_a,subject_1,train,MR,{'a' * 24},true,1 300"
+
+
+def test_a_case_knows_where_it_lies_and_where_its_body_is(tmp_path: Path) -> None:
+    store, _ = _store(tmp_path)
+    case = store.cases[0]
+    np.testing.assert_array_equal(case.affine, np.diag([1.0, 2.0, 3.0, 1.0]))
+    np.testing.assert_array_equal(case.body_box, [[5, 5, 5], [55, 30, 25]])
+    assert case.body_box.dtype == np.float64
+    assert case.atlas_affine is None
+    assert case.is_metric
+    assert not case.is_constant
+    assert isinstance(case, CaseArrays)
+
+
+def test_an_empty_body_mask_has_the_whole_grid_as_its_box(tmp_path: Path) -> None:
+    entry = _entry()
+    folder = write_entry(tmp_path, "e" * 24, entry._replace(body=np.zeros_like(entry.body)))
+    assert json.loads((folder / "case.json").read_text())["body_box"] == [[0, 0, 0], list(SHAPE)]
+
+
+@pytest.mark.parametrize("code", ["W_NO_SPACING", "W_SPACING_MISSING", "W_NO_MM"])
+def test_a_case_whose_file_had_no_voxel_size_is_not_metric(tmp_path: Path, code: str) -> None:
+    entry = _entry(labelled=False)
+    meta = {**entry.meta, "warnings": ["W_SHEAR: some.", f"{code}: 1 mm was assumed."]}
+    write_entry(tmp_path, "f" * 24, entry._replace(meta=meta))
+    row = IndexRow("f", "f", None, "US", "f" * 24, False, ())
+    write_index(tmp_path, [row], prepare={}, unit="arbitrary", modality="US")
+    assert not ArrayStore.open(tmp_path).cases[0].is_metric
 
 
 def test_foreground_samples_lie_on_their_label_and_are_all_of_a_small_one(tmp_path: Path) -> None:
@@ -189,7 +219,7 @@ def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("medssl.data.store.STORE_VERSION", 99)
     write_index(tmp_path, [], prepare={}, unit="HU", modality="CT")
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="store version 99; this medssl needs 3"):
+    with pytest.raises(CheckpointError, match="store version 99; this medssl needs 4"):
         ArrayStore.open(tmp_path)
 
 

@@ -72,10 +72,10 @@ def signalled(start: int) -> Iterator[Batch]:
         yield batch
 
 
-def config(devices: int) -> TrainConfig:
+def config(devices: int, *, prefetch: bool = True) -> TrainConfig:
     return TrainConfig(
         steps=4, accumulate=2, lr=0.05, precision="32", devices=devices, log_every=2, checkpoint_every=4,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy="ddp" if devices > 1 else "auto", prefetch=prefetch,
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def process(folder: Path) -> None:
         try:
             if int(os.environ["RANK"]) == 0:
                 run.__enter__()
-            fitted = fit(model, source, config(2), run=run, seed=0)
+            fitted = fit(model, source, config(2, prefetch=name != "stopped"), run=run, seed=0)
             result[name] = [p.detach().flatten().tolist() for p in model.parameters()] + [fitted.skipped]
         except StoppedError as error:
             result[name] = int(error.exit_code)

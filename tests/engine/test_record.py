@@ -43,11 +43,11 @@ def test_asking_and_saving_in_between_does_not_change_a_bit() -> None:
 
 def test_times_go_on_after_a_resume() -> None:
     window = Window()
-    window.restore({"step_seconds": (10.0, 4.0), "data_wait_share": (3.0, 10.0)})
+    window.restore({"step_seconds": (10.0, 4.0), "stall_percent": (300.0, 10.0)})
     window.add([_scalars(1.0)], waited=2.0)
     totals = window.totals()
     assert totals["step_seconds"] == (pytest.approx(10.0, abs=1.0), 5.0)
-    assert totals["data_wait_share"] == (5.0, totals["step_seconds"][0])
+    assert totals["stall_percent"] == (500.0, totals["step_seconds"][0])
 
 
 def test_of_what_a_resumed_run_wrote_twice_the_later_is_read(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_training_takes_every_step_and_tells_the_hooks(tmp_path: Path) -> None:
     assert method.progress[:2] == [("before", Progress(0, 60)), ("after", Progress(0, 60))]
     lines = [line for line in read_journal(tmp_path / "journal.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == list(range(2, 61, 2))
-    assert lines[-1].keys() >= {"loss", "error", "mean", "grad_norm", "lr", "step_seconds", "data_wait_share"}
+    assert lines[-1].keys() >= {"loss", "error", "mean", "grad_norm", "lr", "step_seconds", "stall_percent"}
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
     assert result.losses["loss"] == lines[-1]["loss"]
 
@@ -233,7 +233,7 @@ def _signal_at(step: int, number: signal.Signals, *, times: int = 1) -> Callable
 def test_a_signal_ends_the_step_saves_and_asks_for_a_requeue(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(StoppedError, match="after step 2 of 6") as caught:
-        _fit(tmp_path, Regressor(), _batches(hook=_signal_at(1, number)))
+        _fit(tmp_path, Regressor(), _batches(hook=_signal_at(1, number)), prefetch=False)
     assert caught.value.exit_code == ExitCode.PREEMPTED
     assert (tmp_path / "checkpoints" / "LATEST").read_text() == "step_00000002\n"
     assert signal.getsignal(number) is before
@@ -242,13 +242,13 @@ def test_a_signal_ends_the_step_saves_and_asks_for_a_requeue(tmp_path: Path, num
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(StoppedError, match="second interrupt") as caught:
-        _fit(tmp_path, Regressor(), _batches(hook=_signal_at(4, signal.SIGINT, times=2)))
+        _fit(tmp_path, Regressor(), _batches(hook=_signal_at(4, signal.SIGINT, times=2)), prefetch=False)
     assert caught.value.exit_code == ExitCode.INTERRUPTED
     assert _fit(tmp_path, Regressor()).resumed_from == 3
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
-    assert _fit(tmp_path, Regressor(), _batches(hook=_signal_at(5, signal.SIGTERM))).step == 6
+    assert _fit(tmp_path, Regressor(), _batches(hook=_signal_at(5, signal.SIGTERM)), prefetch=False).step == 6
 
 
 def test_outside_the_main_thread_signals_stay_as_they_are(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_the_alarm_watches_what_the_trainable_names(tmp_path: Path) -> None:
 
 def test_a_kill_between_two_lines_of_the_journal_leaves_the_same_lines_and_the_same_alarm(tmp_path: Path) -> None:
     def lines(folder: Path) -> list[dict[str, Any]]:
-        times = {"step_seconds", "data_wait_share"}
+        times = {"step_seconds", "stall_percent"}
         found = [line for line in read_journal(folder / "journal.jsonl") if "loss" in line or "alarm" in line]
         return [{key: value for key, value in line.items() if key not in times} for line in found]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from medssl.augment.images import Images
 from medssl.errors import ConfigError
 from medssl.methods.mae import MAE, Config, block_mask, light_width, num_masked
 from medssl.nn.unet import Config as UNetConfig
@@ -26,6 +27,10 @@ def mae(*, net=None, **options):
 def batch(shape=(2, 1, 16, 16, 8), seed=0):
     image = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return Batch({"image": image}, torch.arange(shape[0]) + 3, tuple(f"case {i}" for i in range(shape[0])))
+
+
+def losses_of(method, data):
+    return method(method.prepare(data, training=method.training))
 
 
 def test_three_quarters_of_a_thousand_blocks_are_masked():  # N2
@@ -60,7 +65,7 @@ def test_loss_is_taken_over_hidden_voxels_alone():  # N1
     data = batch()
     mask = block_mask(data.seeds, (16, 16, 8), (4, 4, 4), ratio=0.75).numpy()
     with torch.no_grad():
-        losses = method(data)
+        losses = losses_of(method, data)
         prediction = method.reconstruct(data["image"], torch.from_numpy(mask)).numpy()
     image = data["image"].numpy()
     assert float(losses.total) == pytest.approx(float(((prediction - image)[mask] ** 2).mean()), rel=1e-5)
@@ -73,7 +78,7 @@ def test_decoder_that_gives_the_target_has_loss_zero():  # methods.md 8.14
     method = mae().eval()
     data = batch()
     method.reconstruct = lambda image, mask: torch.where(mask, data["image"], torch.full_like(image, 7.0))
-    losses = method(data)
+    losses = losses_of(method, data)
     assert losses.scalars() == {"loss": 0.0, "reconstruction": 0.0, "mean_predictor_ratio": 0.0}
 
 
@@ -84,31 +89,22 @@ def test_normalised_target_costs_the_chance_level_for_a_network_that_predicts_no
         parameter.data.zero_()
     data = batch()
     data["image"][:, :, :flat] = 0.0  # air, which normalises to 0 and lowers the loss itself
-    losses = method(data)
+    losses = losses_of(method, data)
     assert float(losses.total.detach()) == pytest.approx(1.0 - flat / 16, abs=0.15)
     assert float(losses.monitors[method.chance_monitor]) == pytest.approx(1.0, abs=1e-6)
     assert method.chance_level() == mae().chance_level() == 1.0
-
-
-def test_crops_have_the_middle_voxel_size_of_the_cases():
-    class Scan:
-        def __init__(self, *spacing_mm):
-            self.spacing_mm = spacing_mm
-
-    scans = [Scan(1.0, 2.0, 3.0), Scan(1.0, 1.0, 5.0), Scan(2.0, 4.0, 4.0)]
-    assert MAE.crop_spacing_mm(Config(), scans) == [1.0, 2.0, 4.0]
 
 
 def test_constant_encoder_does_no_better_than_the_mean():
     method = mae().eval()
     for parameter in method.parameters():
         parameter.data.zero_()
-    assert float(method(batch()).monitors["mean_predictor_ratio"]) > 0.99
+    assert float(losses_of(method, batch()).monitors["mean_predictor_ratio"]) > 0.99
 
 
 def test_token_is_learned():
     method = mae(learned_token=True)
-    method(batch()).total.backward()
+    losses_of(method, batch()).total.backward()
     assert method.token.grad.abs().sum() > 0
     assert mae().token is None
 
@@ -116,17 +112,17 @@ def test_token_is_learned():
 def test_augmentation_happens_while_training_alone():
     method = mae(augment=[{"name": "brightness", "shift": [2.0, 3.0]}])
     data = batch()
-    assert (method.vary(data["image"], data.seeds) - data["image"]).min() > 1.9
-    method.eval()
-    assert torch.equal(method.vary(data["image"], data.seeds), data["image"])
+    assert (method.prepare(data, training=True)["image"] - data["image"]).min() > 1.9
+    assert torch.equal(method.prepare(data, training=False)["image"], data["image"])
 
 
 def test_fixed_part_of_the_augmentation_reaches_held_out_images_and_probes():
     net = encoder()
     method = mae(net=net, augment=[{"name": "window", "low_hu": -100.0, "high_hu": 100.0, "jitter_hu": 20.0}]).eval()
-    hu = 100 * batch()["image"]
+    hu = (100 * batch()["image"]).round()
     expected = ((hu + 100) / 200).clamp(0, 1)
-    torch.testing.assert_close(method.vary(hu, torch.tensor([0, 1])), expected)
+    data = Batch({"image": hu.to(torch.int16)}, torch.tensor([0, 1]), ("a", "b"))
+    torch.testing.assert_close(method.prepare(data, training=False)["image"], expected)
     pooled = torch.cat([level.flatten(2).mean(-1) for level in net(expected)], dim=1)
     torch.testing.assert_close(method.embed(hu), pooled)
 
@@ -144,7 +140,7 @@ def test_decoder_is_lighter_than_the_encoder():
 def test_images_in_two_dimensions_and_of_several_channels_work():
     options = {"crop_voxels": [16, 16, 1], "block_voxels": [4, 4, 1]}
     method = mae(net=encoder(spatial_dims=2, in_channels=3), **options)
-    assert torch.isfinite(method(batch((2, 3, 16, 16))).total)
+    assert torch.isfinite(losses_of(method, batch((2, 3, 16, 16))).total)
 
 
 @pytest.mark.parametrize(
@@ -164,11 +160,40 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 def test_crop_of_another_size_and_a_thick_crop_in_two_dimensions_are_refused():
     with pytest.raises(ConfigError, match="crop_voxels says"):
-        mae()(batch((1, 1, 8, 16, 8)))
+        losses_of(mae(), batch((1, 1, 8, 16, 8)))
     with pytest.raises(ConfigError, match="must be 1"):
         mae(net=encoder(spatial_dims=2))
 
 
 def test_sampler_cuts_the_configured_crop():
-    sampler = mae(inside_body=False).view_sampler()
-    assert (sampler.crop_voxels, sampler.inside_body) == ((16, 16, 8), False)
+    sampler = mae(inside_body=False, region={"SI": [0.3, 0.7]}, crop_mm=[32.0, 32.0, 16.0]).view_sampler()
+    assert (sampler.crop_voxels, sampler.crop_mm) == ((16, 16, 8), (32.0, 32.0, 16.0))
+    assert (sampler.placing.inside_body, sampler.placing.region) == (False, {"SI": (0.3, 0.7)})
+    assert sampler.margin == (0, 0, 0)
+
+
+def test_sampler_reads_so_far_beyond_the_crop_as_the_augmentation_reaches():
+    shifted = [{"name": "affine", "rotation_deg": [0.0] * 3, "scale": [1.0, 1.0], "translation_mm": [6.0] * 3}]
+    margins = {
+        spacing: MAE(
+            Config.parse({**TINY, "crop_mm": crop_mm, "augment": shifted}),
+            encoder=encoder(),
+            seed=0,
+            images=Images(spacing_mm=(spacing,) * 3),
+        )
+        .view_sampler()
+        .margin
+        for spacing, crop_mm in ((3.0, None), (6.0, None), (1.0, [96.0, 96.0, 48.0]))
+    }
+    assert margins[3.0] == (2, 2, 2)
+    assert margins[6.0] == margins[1.0] == (1, 1, 1)
+
+
+def test_a_box_with_a_margin_is_cut_to_the_crop_that_lies_in_it():
+    method = mae()
+    box = torch.randn(2, 1, 20, 18, 12, generator=torch.Generator().manual_seed(0)).half()
+    to_box = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    to_box[:, :3, 3] = torch.tensor([2.0, 1.0, 2.0])
+    tensors = {"image": box, "image_to_box": to_box, "image_spacing_mm": torch.ones(2, 3, dtype=torch.float64)}
+    made = method.prepare(Batch(tensors, torch.tensor([0, 1]), ("a", "b")), training=False)
+    assert torch.equal(made["image"], box[:, :, 2:18, 1:17, 2:10].float())

@@ -44,8 +44,12 @@ def batch(*, volumes=2, targets=4, grid=(2, 2, 1), crop=(8, 8, 8), seed=0):
     return Batch(tensors, torch.arange(volumes) + 5, tuple(f"case {i}" for i in range(volumes)))
 
 
+def losses_of(method, data):
+    return method(method.prepare(data, training=method.training))
+
+
 def step(method, data, optimiser, *, step_number=1, total=10):
-    losses = method(data)
+    losses = losses_of(method, data)
     optimiser.zero_grad()
     losses.total.backward()
     optimiser.step()
@@ -136,7 +140,7 @@ def test_constant_encoder_has_at_least_the_chance_level_and_no_correlation(prese
         parameter.data.zero_()
     if method.teacher_encoder is not None:
         method.teacher_encoder.load_state_dict(method.encoder.state_dict())
-    losses = method(batch(volumes=64))
+    losses = losses_of(method, batch(volumes=64))
     assert float(losses.total.detach()) > method.chance_level()
     assert abs(float(losses.monitors["pearson"])) < 1e-3
 
@@ -194,7 +198,7 @@ def test_full_teacher_averages_both_directions():  # methods.md 1.4
 @pytest.mark.parametrize("preset", ["v1", "v2", "medssl"])
 def test_teacher_takes_no_gradient_and_no_place_in_the_optimiser(preset):  # T4
     method = voco(preset=preset)
-    method(batch()).total.backward()
+    losses_of(method, batch()).total.backward()
     in_optimiser = {id(p) for group in method.param_groups() for p in group.params}
     for _, teacher in method.momentum_pairs():
         assert not teacher.training
@@ -232,7 +236,7 @@ def test_momentum_of_the_default_rises_to_one():
 def test_permuted_bases_and_volumes_leave_the_loss():  # T6
     method = voco().eval()
     data = batch(volumes=3)
-    plain = method(data).scalars()
+    plain = losses_of(method, data).scalars()
     order = [2, 0, 3, 1]
     bases = Batch(
         {"targets": data["targets"], "bases": data["bases"][:, order], "overlap": data["overlap"][..., order]},
@@ -241,14 +245,14 @@ def test_permuted_bases_and_volumes_leave_the_loss():  # T6
     )
     volumes = Batch({n: t[[2, 0, 1]] for n, t in data.tensors.items()}, data.seeds[[2, 0, 1]], data.case_ids)
     for other in (bases, volumes):
-        assert method(other).scalars() == pytest.approx(plain, abs=1e-6)
+        assert losses_of(method, other).scalars() == pytest.approx(plain, abs=1e-6)
 
 
 def test_target_outside_the_grid_is_refused():  # T7
     data = batch()
     data["overlap"][0, 1] = 0
     with pytest.raises(CaseError, match="overlaps no base"):
-        voco()(data)
+        losses_of(voco(), data)
 
 
 def test_saved_state_gives_the_same_loss_in_a_fresh_method():  # T8
@@ -257,7 +261,7 @@ def test_saved_state_gives_the_same_loss_in_a_fresh_method():  # T8
     step(method, batch(), optimiser)
     fresh = VoCo(Config.parse({**TINY, "preset": "v1"}), encoder=encoder(seed=9), seed=7)
     fresh.load_state_dict(copy.deepcopy(method.state_dict()), strict=True)
-    assert fresh(batch(seed=1)).scalars() == method(batch(seed=1)).scalars()
+    assert losses_of(fresh, batch(seed=1)).scalars() == losses_of(method, batch(seed=1)).scalars()
 
 
 def test_exported_encoder_fits_a_segmenter_and_a_renamed_key_is_refused(tmp_path):  # T8
@@ -288,8 +292,9 @@ def test_subset_of_bases_leaves_the_prediction_and_estimates_the_regulariser_wit
     part.load_state_dict(whole.state_dict())
     data = batch(volumes=1, grid=(3, 2, 1))
     with torch.no_grad():
-        full = whole(data).scalars()
-        found = [part(Batch(data.tensors, torch.tensor([seed]), data.case_ids)).scalars() for seed in range(300)]
+        full = losses_of(whole, data).scalars()
+        drawn = [Batch(data.tensors, torch.tensor([seed]), data.case_ids) for seed in range(300)]
+        found = [losses_of(part, one).scalars() for one in drawn]
     for name in ("pos", "neg", "pearson", "top1"):
         assert found[0][name] == pytest.approx(full[name], abs=1e-5)
     regs = np.array([one["reg"] for one in found])
@@ -318,12 +323,13 @@ def test_crops_are_varied_independently_while_training_and_not_in_eval_mode():
     method = VoCo(Config.parse({**TINY, "augment": augment}), encoder=encoder(), seed=0)
     data = batch()
     same = {**data.tensors, "bases": torch.ones_like(data["bases"]), "targets": torch.ones_like(data["targets"])}
-    crops = method._varied(method._crops(Batch(same, data.seeds, data.case_ids)), data.seeds)
-    shifts = torch.cat([crops.targets.flatten(0, 1), crops.bases.flatten(0, 1)]).flatten(1).mean(dim=1)
+    crops = method.prepare(Batch(same, data.seeds, data.case_ids), training=True)
+    shifts = torch.cat([crops["targets"].flatten(0, 1), crops["bases"].flatten(0, 1)]).flatten(1).mean(dim=1)
     assert len({round(float(shift), 6) for shift in shifts}) == len(shifts)
-    method.eval()
-    plain = method._varied(method._crops(data), data.seeds)
-    assert torch.equal(plain.bases, data["bases"])
+    plain = method.prepare(data, training=False)
+    assert torch.equal(plain["bases"], data["bases"])
+    assert torch.equal(plain["targets"], data["targets"])
+    assert crops.notes["fallback"].shape == (len(data),)
 
 
 @pytest.mark.parametrize(("name", "code"), [("mirror", "E_MIRROR"), ("affine", "E_POSITION_AUGMENT")])
@@ -333,25 +339,18 @@ def test_augments_that_move_a_crop_are_refused(name, code):
     assert caught.value.code == code
 
 
-class Scan:
-    """A case of which only the grid is asked."""
-
-    def __init__(self, shape, spacing_mm):
-        self.shape, self.spacing_mm = shape, spacing_mm
-
-
-def test_augments_in_mm_follow_the_resizing_of_the_crops():
-    scans = [
-        Scan((266, 266, 200), (1.5, 1.5, 1.5)),
-        Scan((100, 266, 400), (1.5, 3.0, 1.5)),
-        Scan((300, 96, 96), (1, 1, 1)),
-    ]
-    spacing = lambda **options: VoCo.crop_spacing_mm(Config.parse({"grid": [3, 3, 3], **options}), scans)
-    # millimetres of the whole axis over 96 voxels, the middle one of the three cases
-    assert spacing() == pytest.approx([300 / 96, 266 * 1.5 / 96, 200 * 1.5 / 96])
-    assert spacing(position_mode="crop") == pytest.approx([1.5, 1.5, 1.5])
-    cells = spacing(position_mode="crop", cell_mm=[48.0, 48.0, 96.0])
-    assert cells == pytest.approx([1.5, 1.5, 3.0], rel=0.02)
+def test_augments_in_mm_go_by_the_voxel_size_of_each_crop():
+    method = VoCo(
+        Config.parse({**TINY, "augment": [{"name": "blur", "sigma_mm": [2.0, 2.0]}]}), encoder=encoder(), seed=0
+    )
+    data = batch()
+    spacing = torch.full((2, 4, 3), 8.0, dtype=torch.float64)
+    spacing[1] = 0.5
+    geometry = {"bases_to_box": torch.eye(4, dtype=torch.float64).repeat(2, 4, 1, 1), "bases_spacing_mm": spacing}
+    made = method.prepare(data.with_tensors({**data.tensors, **geometry}), training=True)
+    coarse, fine = (made["bases"][n].std() / data["bases"][n].std() for n in range(2))
+    assert coarse > 0.9
+    assert fine < 0.3
 
 
 def test_feature_dropout_drops_elements_and_never_whole_samples():  # methods.md 2.5
@@ -365,11 +364,11 @@ def test_feature_dropout_drops_elements_and_never_whole_samples():  # methods.md
 
 def test_inter_follows_the_next_volume():  # methods.md 2.3
     method = voco(teacher="head", detach_bases=True, inter=True, inter_min_similarity=0.0).eval()
-    losses = method(batch())
+    losses = losses_of(method, batch())
     assert 0 < float(losses.monitors["inter_share"]) <= 1
     assert float(losses.monitors["inter_label_mass"]) > 0
     with pytest.raises(ConfigError, match="batch_size"):
-        method(batch(volumes=1))
+        losses_of(method, batch(volumes=1))
 
 
 @pytest.mark.parametrize(
@@ -398,15 +397,15 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 def test_views_of_another_size_are_refused():
     with pytest.raises(ConfigError, match="ask for 4 of"):
-        voco()(batch(crop=(8, 8, 4)))
+        losses_of(voco(), batch(crop=(8, 8, 4)))
     with pytest.raises(ConfigError, match="9 bases"):
-        voco()(batch(grid=(3, 3, 1)))
+        losses_of(voco(), batch(grid=(3, 3, 1)))
 
 
 def test_images_in_two_dimensions_work_and_a_thick_crop_is_refused():
     config = Config.parse({**TINY, "crop_voxels": [8, 8, 1]})
     method = VoCo(config, encoder=encoder(spatial_dims=2), seed=0)
-    assert torch.isfinite(method(batch(crop=(8, 8))).total)
+    assert torch.isfinite(losses_of(method, batch(crop=(8, 8))).total)
     with pytest.raises(ConfigError, match="must be 1"):
         VoCo(Config.parse(TINY), encoder=encoder(spatial_dims=2), seed=0)
 

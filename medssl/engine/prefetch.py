@@ -1,0 +1,162 @@
+"""Batches made ready ahead of the step: loaded, moved to the device and augmented while the one before is trained on.
+
+``prepare`` is a pure function of the batch, so a prefetched run has the bits of one that is not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import NamedTuple, Self
+
+import torch
+
+from medssl.trainable import Batch
+
+_DEPTH = 2
+_JOIN_SECONDS = 10.0
+
+Prepare = Callable[[Batch], Batch]
+
+
+class Feed:
+    """Prepared batches on the device, each made when it is asked for.
+
+    Args:
+        data: Batches as the loader gives them; closed by :meth:`close` if it can be.
+        prepare: What is done to each on the device.
+        device: Where the step runs.
+
+    Attributes:
+        waited: Seconds that the step was held up in all.
+    """
+
+    def __init__(self, data: Iterator[Batch], prepare: Prepare, *, device: torch.device) -> None:
+        self._data, self._prepare, self._device = data, prepare, device
+        self.waited = 0.0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch; whatever the loader or ``prepare`` raises comes from here."""
+        before = time.perf_counter()
+        batch = self._make()
+        self.waited += time.perf_counter() - before
+        return batch
+
+    def close(self) -> None:
+        """End the loader."""
+        getattr(self._data, "close", lambda: None)()
+
+    def _make(self) -> Batch:
+        batch = next(self._data)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            return self._prepare(batch.to(self._device))
+
+
+class Prefetcher(Feed):
+    """Makes up to two batches ahead in one thread; on CUDA from page-locked memory and on a stream of its own.
+
+    An exception is kept until the step that misses the batch. On CUDA a place is free again only when the device has
+    done the step with its batch, so that no more than two batches ever lie ahead in its memory, and a wait counts as
+    waiting only if the device had nothing left to do.
+
+    Args:
+        data: As for :class:`Feed`; only the thread touches it.
+        prepare: Called in the thread.
+        device: Where the step runs.
+    """
+
+    def __init__(self, data: Iterator[Batch], prepare: Prepare, *, device: torch.device) -> None:
+        super().__init__(data, prepare, device=device)
+        self._ready: SimpleQueue[_Ready] = SimpleQueue()
+        self._places: SimpleQueue[torch.cuda.Event | None] = SimpleQueue()  # free ones; on CUDA, once the event is over
+        for _ in range(_DEPTH):
+            self._places.put(None)
+        self._stopping = threading.Event()
+        self._finished = False
+        self._in_use = False
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._thread = threading.Thread(target=self._work, name="medssl-prefetch", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Batch:
+        """The next batch, in order."""
+        if self._finished:
+            raise StopIteration
+        step_end = self._free_place()
+        before = time.perf_counter()
+        ready = self._ready.get()
+        if step_end is None or step_end.query():  # type: ignore[no-untyped-call]
+            self.waited += time.perf_counter() - before
+        if ready.batch is None:
+            self._finished = True
+            raise ready.error or StopIteration
+        self._in_use = True
+        if ready.event is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(ready.event)
+            for tensor in (*ready.batch.tensors.values(), *ready.batch.notes.values()):
+                if tensor.is_cuda:
+                    tensor.record_stream(stream)
+        return ready.batch
+
+    def close(self) -> None:
+        """Stop the thread after the batch that it is making, and the loader with it."""
+        self._stopping.set()
+        self._places.put(None)
+        self._finished = True
+        self._thread.join(_JOIN_SECONDS)
+
+    def _free_place(self) -> torch.cuda.Event | None:
+        """Give back the place of the batch before; the event is the end of the device's work on it."""
+        if not self._in_use:
+            return None
+        self._in_use = False
+        event = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
+        self._places.put(event)
+        return event
+
+    def _work(self) -> None:
+        """Fill the queue until the data end, something fails or the run is over."""
+        try:
+            while True:
+                step_end = self._places.get()
+                if self._stopping.is_set():
+                    break
+                if step_end is not None:
+                    step_end.synchronize()
+                self._ready.put(self._make_ready())
+        except StopIteration:
+            self._ready.put(_Ready(None))
+        except BaseException as error:  # raised where the batch is missed
+            self._ready.put(_Ready(None, error=error))
+        finally:
+            super().close()
+
+    def _make_ready(self) -> _Ready:
+        if self._stream is None:
+            return _Ready(self._make())
+        batch = next(self._data)
+        with torch.cuda.stream(self._stream), torch.no_grad(), torch.autocast("cuda", enabled=False):
+            made = self._prepare(batch.pin_memory().to(self._device))
+        return _Ready(made, event=self._stream.record_event())
+
+
+class _Ready(NamedTuple):
+    """A batch and, on CUDA, when it is whole; without a batch, the end or what went wrong."""
+
+    batch: Batch | None
+    event: torch.cuda.Event | None = None
+    error: BaseException | None = None
+
+
+def open_feed(data: Iterator[Batch], prepare: Prepare, *, device: torch.device, prefetch: bool) -> Feed:
+    """Prepared batches, ahead of the step or when they are asked for."""
+    return (Prefetcher if prefetch else Feed)(data, prepare, device=device)

@@ -55,7 +55,6 @@ Region = Literal[
 """Parts of the body of which ``medssl.augment.anatomy`` knows what may be done to an image."""
 
 _SHEAR_TOLERANCE_DEG = 0.1
-_AIR_HU = -1024.0
 _MOST_IN_AIR_HU = -200.0
 
 
@@ -107,11 +106,6 @@ class PrepareConfig(Config):
         """What the store keeps: int16 HU, float16 z-scores, or float32 where any value may occur."""
         return np.dtype({"hu": np.int16, "robust_zscore": np.float16, "none": np.float32}[self.intensity.mode])
 
-    @property
-    def fill(self) -> float:
-        """Value outside the prepared grid."""
-        return _AIR_HU if self.unit == "HU" else 0.0
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -130,6 +124,11 @@ class Prepared:
     record: dict[str, Any]
     label: Volume | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def fill(self) -> float:
+        """Value around the image: air, or its darkest value, so that what lies outside does not look like tissue."""
+        return self.volume.default_fill
 
 
 @dataclass(frozen=True)
@@ -321,7 +320,7 @@ def _prepare_case(task: _Task) -> _Done:
         **prepared.record,
         **digests,
         "unit": config.unit,
-        "fill": config.fill,
+        "fill": prepared.fill,
         "warnings": warnings,
     }
     image = prepared.volume.array.astype(config.dtype)

@@ -70,7 +70,7 @@ def segment_volume(volume: Volume, network: Network, *, passport: Passport, sett
         network,
         prepared=prepared.volume.geometry,
         source=volume.geometry,
-        fill=config.fill,
+        fill=prepared.fill,
         passport=passport,
         settings=settings,
     )

@@ -102,7 +102,12 @@ def test_ct_is_kept_as_whole_hu() -> None:
     assert prepared.volume.array.ravel().tolist() == [-1024, -500, 0, 3072, 32767]
     assert prepared.volume.unit == "HU"
     assert config.dtype == np.int16
-    assert config.fill == -1024
+    assert prepared.fill == -1024
+
+
+def test_around_an_image_lies_its_darkest_value() -> None:
+    prepared = prepare_volume(_head(), PrepareConfig.parse({"modality": "MR"}))
+    assert prepared.fill == prepared.volume.array.min() < 0
 
 
 def test_mode_none_keeps_every_value() -> None:

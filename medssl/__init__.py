@@ -1,7 +1,8 @@
 """medssl: self-supervised learning on medical images, from raw scans to a trusted segmentation.
 
-The commands are functions of the same name: ``scan``, ``doctor``, ``convert``, ``prepare``, ``pretrain``, ``finetune``,
-``predict``, ``evaluate``, ``study`` and ``demo``. Names load on first use, so that ``import medssl`` stays light.
+The commands are functions of the same name: ``scan``, ``doctor``, ``convert``, ``prepare``, ``gallery``, ``pretrain``,
+``finetune``, ``predict``, ``evaluate``, ``study`` and ``demo``. Names load on first use, so that ``import medssl``
+stays light.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _HOME = {
     "doctor": "medssl.data.doctor",
     "evaluate": "medssl.evaluation.assess",
     "finetune": "medssl.recipe",
+    "gallery": "medssl.showcase.gallery",
     "load_bundle": "medssl.nn.bundle",
     "load_yaml": "medssl.config",
     "predict": "medssl.evaluation.predict",
@@ -55,6 +57,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "finetune",
+    "gallery",
     "load_bundle",
     "load_yaml",
     "predict",
@@ -84,6 +87,7 @@ if TYPE_CHECKING:
     from medssl.nn.bundle import load_bundle
     from medssl.quickstart import demo
     from medssl.recipe import FinetuneRecipe, PretrainRecipe, finetune, pretrain
+    from medssl.showcase.gallery import gallery
     from medssl.volume import Volume, resample_to
 
 

@@ -193,6 +193,32 @@ def prepare(
 
 
 @app.command()
+def gallery(
+    augment: Annotated[
+        str, typer.Argument(help="Name of a preset, or a YAML file: a list of augments, or a recipe with its augments.")
+    ],
+    store: Store,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .html to write.")],
+    cases: Annotated[int, typer.Option(help="How many cases, spread evenly over the store.")] = 3,
+    views: Annotated[int, typer.Option(help="How many views of each as training sees them.")] = 4,
+    crop: Annotated[str | None, typer.Option(help="Voxels of the crops, as in 64,64,32; 1 last for pictures.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Show what augments and crops look like on your images."""
+    from medssl.showcase.gallery import GalleryConfig
+    from medssl.showcase.gallery import gallery as run
+
+    given = {"cases": cases, "views": views, "crop": _numbers("--crop", crop), "seed": seed}
+    config = GalleryConfig.parse(given, source="gallery options")
+    result = run(augment, store=store, out=out, config=config, overrides=overrides or [], dry_run=dry_run)
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{'would write' if dry_run else 'wrote'} {_lines(str(out))}")
+
+
+@app.command()
 def pretrain(
     recipe: Recipe,
     store: Store,
@@ -374,6 +400,16 @@ def _reading(volume: str | None, overrides: list[str] | None, **given: Any) -> A
     if not (choice is None or isinstance(choice, int) or choice == "channels"):
         raise typer.BadParameter(f"--volume is a number from 0, or channels, not {volume}")
     return Reading.parse(apply_overrides({"volume": choice, **given}, overrides or []), source="read options")
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """Whole numbers between commas."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"{option} is whole numbers between commas, not {text}")
+    return [int(part) for part in parts]
 
 
 def _resume(value: str) -> Any:

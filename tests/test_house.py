@@ -20,7 +20,9 @@ from medssl.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "medssl").rglob("*.py"))
-COMMANDS = ("scan", "doctor", "convert", "prepare", "pretrain", "finetune", "predict", "evaluate", "study", "demo")
+COMMANDS = (
+    "scan", "doctor", "convert", "prepare", "gallery", "pretrain", "finetune", "predict", "evaluate", "study", "demo",
+)  # fmt: skip
 
 HELP = """
 import json, sys, time

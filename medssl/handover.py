@@ -82,8 +82,18 @@ def images_of(store: ArrayStore, cases: Sequence[StoredCase]) -> Images:
     """What is known of the images of ``cases``, for augmentation to be checked against.
 
     Raises:
-        ConfigError: if they are not all of one number of channels, and all volumes or all images of one slice.
+        ConfigError: if they are not all of one number of channels, and all volumes or all images of one slice; or if
+            their axes are not in the order by which augments know left and right, front and back, head and foot.
     """
+    spatial_dims = spatial_dims_of(cases)
+    orientation = str(store.prepare_config.get("orientation", "RAS"))
+    if spatial_dims == 3 and not all(
+        letter in pair for letter, pair in zip(orientation, ("RL", "AP", "SI"), strict=True)
+    ):
+        raise ConfigError(
+            f"{store.path}: the array axes of its volumes point to {orientation}, and training needs left-right, "
+            "front-back and head-foot in this order. Prepare it anew with orientation RAS."
+        )
     mode = store.prepare_config.get("intensity", {}).get("mode")
     domains: dict[str | None, Domain] = {"hu": "HU", "robust_zscore": "zscore"}
     modalities = {case.modality for case in cases}
@@ -93,7 +103,7 @@ def images_of(store: ArrayStore, cases: Sequence[StoredCase]) -> Images:
         modality=modalities.pop() if len(modalities) == 1 else store.modality,
         region=store.prepare_config.get("region"),
         spacing_mm=(x, y, z),
-        spatial_dims=spatial_dims_of(cases),
+        spatial_dims=spatial_dims,
         channels=_channels(cases),
     )
 

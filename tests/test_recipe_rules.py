@@ -22,7 +22,7 @@ from medssl.data.loader import fixed_batches
 from medssl.data.prepare import PrepareConfig, Region, prepare
 from medssl.data.store import ArrayStore
 from medssl.engine.probe import regression_probe
-from medssl.errors import CheckpointError, NoInputError
+from medssl.errors import CheckpointError, ConfigError, NoInputError
 from medssl.evaluation import predict as predict_module
 from medssl.geometry import Geometry
 from medssl.handover import images_of
@@ -290,6 +290,11 @@ def test_what_is_known_of_images_follows_from_their_preparation(tmp_path: Path, 
     assert (found.region, found.domain) == ("brain", "raw")
     mr.cases[0].modality = "US"
     assert images_of(mr, mr.cases).modality == mr.modality
+    mr.prepare_config["orientation"] = "LPS"
+    images_of(mr, mr.cases)
+    mr.prepare_config["orientation"] = "SAR"
+    with pytest.raises(ConfigError, match="point to SAR"):
+        images_of(mr, mr.cases)
 
 
 def test_naming_the_region_makes_no_case_anew_and_keeps_encoders_usable(

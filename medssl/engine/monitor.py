@@ -15,6 +15,12 @@ _RANKME_EPS = 1e-7
 _MIN_RANK_SHARE = 0.05
 _MIN_FEATURE_STD = 1e-3
 _FOLLOW = 0.5
+_MOST_EMPTY_VIEWS = 0.05
+_EMPTY_VIEWS = {
+    "blank": "have one value only",
+    "fallback": "failed in augmentation and were shown plain",
+    "anywhere": "were cut anywhere, for no body was found where they were to be cut",
+}
 
 
 def rank_me(embeddings: Float[Tensor, "n d"]) -> float:
@@ -82,6 +88,15 @@ def embedding_health(embeddings: Float[Tensor, "n d"]) -> dict[str, float]:
         "rank_share": rank / max(1, min(n - 1, d)),
         "feature_std": feature_std(embeddings),
     }
+
+
+def views_alarm(means: Mapping[str, float]) -> str | None:
+    """A sentence if more than one view in twenty teaches nothing, else None; from the means of ``views/...``."""
+    for name, what in _EMPTY_VIEWS.items():
+        share = means.get(f"views/{name}", 0.0)
+        if share > _MOST_EMPTY_VIEWS:
+            return f"{share:.0%} of the views {what}; look at them with medssl gallery"
+    return None
 
 
 def collapse_alarm(results: Mapping[str, float]) -> str | None:

@@ -119,7 +119,11 @@ class Prefetcher(Feed):
         if not self._in_use:
             return None
         self._in_use = False
-        event = None if self._stream is None else torch.cuda.current_stream(self._device).record_event()
+        event: torch.cuda.Event | None = None
+        if self._stream is not None:
+            # blocking: the thread sleeps until the device is there, and does not spin
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
         self._places.put(event)
         return event
 

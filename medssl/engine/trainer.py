@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from medssl.engine.bf16 import guard_convolutions
 from medssl.engine.checkpoint import CheckpointStore
 from medssl.engine.device import compile_children, device_faults, make_fabric, seed_draws, use_channels_last
-from medssl.engine.monitor import PlateauAlarm, collapse_alarm
+from medssl.engine.monitor import PlateauAlarm, collapse_alarm, views_alarm
 from medssl.engine.optim import TrainConfig, WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from medssl.engine.prefetch import Feed, open_feed
 from medssl.engine.record import Recorder, SkipWatch, Totals, Window, means
@@ -192,6 +192,7 @@ class _Loop:
         self.fabric, self.config, self.state, self.store, self.recorder = fabric, config, state, store, recorder
         self.checks = checks if fabric.is_global_zero else ()
         self.seed = seed
+        self._has_warned_of_views = False
         self.model, self.optimizer = fabric.setup(_Forward(state.trainable), state.optimizer)
 
     def begin(self, start: int) -> None:
@@ -238,6 +239,10 @@ class _Loop:
         lr = learning_rate(done - 1, self.config)
         self.recorder.log(done, {**state.losses, "lr": lr, "skipped_steps": state.skips.skipped})
         self._alarm(done, state.plateau.update(done, state.losses[state.plateau.monitor]))
+        empty = views_alarm(state.losses)
+        if empty is not None and not self._has_warned_of_views:
+            self._has_warned_of_views = True
+            self._alarm(done, empty)
         if state.scaler is not None and state.scaler.get_scale() < _MIN_SCALE:
             scale = state.scaler.get_scale()
             self._alarm(done, f"the fp16 loss scale fell to {scale:.2g}; start another run with train.precision=bf16")

@@ -26,7 +26,7 @@ def masked_mse(
         The mean, float32, in squared units of the target.
 
     Raises:
-        ValueError: if the shapes do not fit, or nothing is masked.
+        ValueError: if the shapes do not fit, or, on the CPU, nothing is masked.
 
     Reference: He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv:2111.06377, section 3.
     Deviations: none.
@@ -37,8 +37,8 @@ def masked_mse(
             "prediction and target must be equal in shape, and the mask too but for one channel."
         )
     with torch.autocast(target.device.type, enabled=False):
-        count = int(mask.sum()) * target.shape[1]
-        if count == 0:
+        count = mask.sum() * target.shape[1]
+        if count.device.type == "cpu" and count == 0:  # elsewhere the step would wait here, and gets NaN
             raise ValueError("no voxel is masked: the loss needs at least one. Raise mask_ratio.")
         # a choice, not a product with the mask: 0 * nan is nan
         difference = torch.where(mask, prediction.float() - target.float(), 0.0)

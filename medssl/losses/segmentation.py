@@ -50,7 +50,7 @@ def dice_ce(
         Total and terms; all are 0 with gradient 0 where every voxel is ignored.
 
     Raises:
-        ValueError: if the shapes do not fit, or a class index is out of range.
+        ValueError: if the shapes do not fit, or, on the CPU, a class index is out of range.
 
     Reference: Milletari, Navab, Ahmadi, V-Net, 3DV 2016, arXiv:1606.04797, section 3; Isensee et al., nnU-Net, Nature
     Methods 2021, arXiv:1904.08128, for the sum.
@@ -110,7 +110,8 @@ def deep_dice_ce(
         for logits in outputs
     ]
     stacked = torch.stack([torch.stack(terms) for terms in levels])
-    share = stacked.new_tensor(level_weights) / sum(level_weights)
+    share = torch.tensor(level_weights, dtype=stacked.dtype) / sum(level_weights)
+    share = share.to(stacked.device, non_blocking=True)
     total, dice, cross_entropy = share @ stacked
     return SegmentationTerms(total, dice, cross_entropy)
 
@@ -139,6 +140,8 @@ def _check(logits: Tensor, target: Tensor, ignore_value: int | None) -> None:
         )
     if logits.shape[1] < 2:
         raise ValueError(f"{logits.shape[1]} class: a softmax needs background and at least one structure.")
+    if target.device.type != "cpu":  # each step would wait here
+        return
     values = target if ignore_value is None else target[target != ignore_value]
     if values.numel() and (int(values.min()) < 0 or int(values.max()) >= logits.shape[1]):
         raise ValueError(

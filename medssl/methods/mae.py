@@ -134,10 +134,9 @@ class MAE(Method):
         view = self.vary(batch["image"], batch.seeds, frame=frame, training=training)
         if tuple(view.image.shape[2:]) != self.crop:
             raise ConfigError(f"crop of {list(view.image.shape[2:])} voxels; crop_voxels says {list(self.crop)}.")
-        mask = block_mask(batch.seeds, self.crop, self.block, ratio=self.config.mask_ratio)
-        return batch.with_tensors(
-            {"image": view.image, "mask": mask.to(view.image.device, non_blocking=True)}, view.notes
-        )
+        device = view.image.device
+        mask = block_mask(batch.seeds, self.crop, self.block, ratio=self.config.mask_ratio, device=device)
+        return batch.with_tensors({"image": view.image, "mask": mask}, view.notes)
 
     def forward(self, batch: Batch) -> Losses:
         """Hide, rebuild, compare."""
@@ -169,7 +168,12 @@ def num_masked(blocks: int, ratio: float) -> int:
 
 
 def block_mask(
-    seeds: Int64[Tensor, " b"], shape: Sequence[int], block: Sequence[int], *, ratio: float
+    seeds: Int64[Tensor, " b"],
+    shape: Sequence[int],
+    block: Sequence[int],
+    *,
+    ratio: float,
+    device: torch.device | str = "cpu",
 ) -> Bool[Tensor, "b 1 *s"]:
     """Hide the same number of blocks in each sample, chosen from its seed alone.
 
@@ -178,14 +182,16 @@ def block_mask(
         shape: Spatial shape in voxels, multiples of ``block``.
         block: Block size in voxels.
         ratio: Share of the blocks to hide.
+        device: Where the mask is wanted; only one number a block goes there.
 
     Returns:
-        True where a voxel is hidden; on the CPU.
+        True where a voxel is hidden.
     """
     grid = [length // edge for length, edge in zip(shape, block, strict=True)]
     count = math.prod(grid)
     hidden = draw_subsets(seeds, count, size=num_masked(count, ratio))
     mask = torch.zeros(len(seeds), count, dtype=torch.bool).scatter_(1, hidden, True).view(-1, 1, *grid)
+    mask = mask.to(device, non_blocking=True)
     for axis, edge in enumerate(block, start=2):
         mask = mask.repeat_interleave(edge, dim=axis)
     return mask

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from medssl.engine.monitor import PlateauAlarm, collapse_alarm, effective_rank, embedding_health, feature_std, rank_me
+from medssl.engine.monitor import (
+    PlateauAlarm,
+    collapse_alarm,
+    effective_rank,
+    embedding_health,
+    feature_std,
+    rank_me,
+    views_alarm,
+)
 
 
 def _random(n: int, d: int) -> torch.Tensor:
@@ -110,3 +118,12 @@ def test_the_memory_of_the_alarm_survives_a_checkpoint() -> None:
     other = PlateauAlarm(1.0)
     other.load_state_dict(alarm.state_dict())
     assert other.update(2, 1.0) is None
+
+
+@pytest.mark.parametrize("name", ["blank", "fallback", "anywhere"])
+def test_many_views_that_teach_nothing_are_told_of(name: str) -> None:
+    assert views_alarm({"loss": 1.0, f"views/{name}": 0.05}) is None
+    sentence = views_alarm({"loss": 1.0, f"views/{name}": 0.12})
+    assert sentence is not None
+    assert sentence.startswith("12% of the views ")
+    assert "medssl gallery" in sentence

@@ -211,6 +211,19 @@ def test_the_journal_has_the_stall_and_the_means_of_the_notes(tmp_path: Path) ->
     assert all(0 <= line["stall_percent"] <= 100 for line in lines)
 
 
+def test_a_run_whose_views_are_empty_warns_once(tmp_path: Path) -> None:
+    class Blank(Drawing):
+        def prepare(self, batch: Batch, *, training: bool) -> Batch:
+            made = super().prepare(batch, training=training)
+            return made.with_tensors(made.tensors, {"blank": torch.tensor([0.0, 1.0])})
+
+    source = (batch_of(number) for number in itertools.count())
+    with RunFolder(tmp_path) as opened:
+        result = fit(Blank(), lambda _: source, TrainConfig(steps=4, log_every=1, precision="32"), run=opened, seed=1)
+    assert [alarm for alarm in result.alarms if alarm.startswith("50% of the views have one value only")] != []
+    assert len(result.alarms) == 1
+
+
 @pytest.mark.gpu
 def test_on_cuda_a_prefetched_batch_is_whole_when_the_step_sees_it() -> None:
     device = torch.device("cuda")

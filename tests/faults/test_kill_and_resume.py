@@ -243,8 +243,9 @@ def test_six_steps_equal_three_and_a_kill_and_three(campaigns: tuple[Path, list[
         assert digest(parts) == expected
         batches_straight = (straight / "consumed.txt").read_text().splitlines()
         batches_parts = (parts / "consumed.txt").read_text().splitlines()
-        assert len(batches_straight) == 6 * ACCUMULATE
-        assert batches_parts == batches_straight[:9] + batches_straight[6:]
+        needed = 6 * ACCUMULATE
+        assert needed <= len(batches_straight) <= needed + 2  # prefetched
+        assert batches_parts[: 9 + 6] == batches_straight[:9] + batches_straight[6:needed]
         rates, losses = ({}, {}), ({}, {})
         for k, one in enumerate((straight, parts)):
             for entry in read_journal(one / "journal.jsonl"):

@@ -252,6 +252,7 @@ E_GROUP  An augmentation mixes images in groups, and the batch is not made of wh
 E_MIXED_LABELS  An augmentation mixes images and has no rule for their label maps. -> Leave it out, or take cutmix.
 E_SPACING_UNKNOWN  A size in mm is asked for, and the voxel size of a case is not known.
     -> Give the size in voxels, or prepare the case with assume_spacing_mm.
+E_ATLAS  The atlas.json of a store is not sound. -> Write it anew, or remove it to train without an atlas.
 E_NO_ATLAS  Atlas coordinates are asked for, and the case is not registered to an atlas. -> Take body coordinates.
 E_NO_OVERLAP  A crop overlaps none of those that it is compared with. -> Use larger crops or volumes.
 E_STATISTICS  Too few values for this statistic. -> Add subjects or seeds.

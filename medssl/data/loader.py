@@ -233,10 +233,12 @@ def _collate(
     cases: Sequence[CaseArrays],
     spatial_dims: int,
 ) -> Batch:
+    """Stack the samples; what only some cases have, such as a place in an atlas, is NaN for the others."""
     tensors: dict[str, torch.Tensor] = {}
     notes: dict[str, torch.Tensor] = {}
-    for name in samples[0]:
-        arrays = [sample[name] for sample in samples]
+    for name in dict.fromkeys(name for sample in samples for name in sample):
+        found = [sample[name] for sample in samples if name in sample]
+        arrays = [sample[name] if name in sample else np.full_like(found[0], np.nan) for sample in samples]
         if name.startswith(_NOTE):
             notes[name.removeprefix(_NOTE)] = torch.tensor([float(array) for array in arrays])
             continue

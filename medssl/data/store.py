@@ -5,6 +5,7 @@
     store/
       store.json                  the truth: version, preparation, one line a case; written last, with its own digest
       index.csv, prepare.yaml     the same for people
+      atlas.json                  where cases lie in an atlas, if somebody has registered them; see medssl/data/atlas.py
       cases/<key>/
         image.b2nd label.b2nd body.b2nd     (C, X, Y, Z); chunks of 64^3, blocks of 32^3
         source_label.b2nd                   the label as it was drawn, on the source grid, for scoring
@@ -32,6 +33,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Shaped
 
 from medssl.config import dump_yaml
+from medssl.data.atlas import read_atlas
 from medssl.data.cohort import Split
 from medssl.errors import CheckpointError, ReadError
 from medssl.geometry import Geometry
@@ -162,9 +164,11 @@ class StoredCase:
     Args:
         row: Its line of the index.
         folder: Its entry.
+        atlas_affine: World mm to atlas coordinates, where the case is registered.
     """
 
-    def __init__(self, row: IndexRow, folder: Path) -> None:
+    def __init__(self, row: IndexRow, folder: Path, *, atlas_affine: Float64[np.ndarray, "4 4"] | None = None) -> None:
+        self.atlas_affine = atlas_affine
         self.case_id = row.case_id
         self.subject_id = row.subject_id
         self.split = row.split
@@ -237,11 +241,6 @@ class StoredCase:
     def is_metric(self) -> bool:
         """Whether the file stated its voxel size; 1 mm was assumed otherwise."""
         return not self._warned(_NO_SPACING)
-
-    @property
-    def atlas_affine(self) -> Float64[np.ndarray, "4 4"] | None:
-        """World mm to atlas coordinates; None, as no registration is stored."""
-        return None
 
     @property
     def is_constant(self) -> bool:
@@ -332,17 +331,20 @@ class ArrayStore:
         self.prepare_config: dict[str, Any] = dict(content["prepare"])
         self.unit: str = content["unit"]
         self.modality: str = content["modality"]
-        self.fingerprint: str = content["digest"]
+        atlas, atlas_digest = read_atlas(path)
+        self.fingerprint: str = f"{content['digest']}{atlas_digest}"
         rows = (IndexRow(**{**row, "label_values": tuple(row["label_values"])}) for row in content["cases"])
         self._rows = tuple(rows)
-        self.cases = tuple(StoredCase(row, entry_folder(path, row.key)) for row in self._rows)
+        self.cases = tuple(
+            StoredCase(row, entry_folder(path, row.key), atlas_affine=atlas.get(row.case_id)) for row in self._rows
+        )
 
     @classmethod
     def open(cls, path: Path) -> ArrayStore:
         """Open a store that ``medssl prepare`` has written; digests of its cases are compared at first touch.
 
         Raises:
-            ReadError: if there is no store.
+            ReadError: if there is no store, or E_ATLAS if its atlas.json is not sound.
             CheckpointError: if its index is damaged or of another version of medssl.
         """
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Num
@@ -38,10 +38,15 @@ L = TypeVar("L", bound=LinesConfig)
 
 
 class Lines(Augment[L]):
-    """An augment that puts the lines of k-space together anew, from moved copies of the image."""
+    """An augment that puts the lines of k-space together anew, from moved copies of the image.
+
+    Where it does not ``wrap``, the crop is mirrored at its last face before the transform, so that no jump lies between
+    opposite faces and nothing of one comes in at the other: the cosine transform in place of the Fourier transform.
+    """
 
     takes = NOT_HU
     modalities = frozenset({"MR"})
+    wraps: ClassVar[bool] = True
 
     @abstractmethod
     def lines(self, length: int, params: Params) -> Float32[Tensor, "b m n"]:
@@ -73,9 +78,14 @@ class Lines(Augment[L]):
         for axis, rows in _rows_by_axis(self.axes(x, params, spacing_mm)):
             there = rows.to(x.device, non_blocking=True)
             drawn = {key: value[rows] for key, value in params.items()}
-            weights = self.lines(x.shape[axis + 2], drawn)
-            copies = self.copies(real[there], weights, drawn, spacing_mm[rows])
-            real[there], imaginary[there] = _combine_lines(copies, weights, axis)
+            along, length = axis + 2, x.shape[axis + 2]
+            signal = real[there]
+            if not self.wraps:
+                signal = torch.cat([signal, signal.flip(along)], dim=along)
+            weights = self.lines(signal.shape[along], drawn)
+            copies = self.copies(signal, weights, drawn, spacing_mm[rows])
+            parts = _combine_lines(copies, weights, axis)
+            real[there], imaginary[there] = (part.narrow(along, 0, length) for part in parts)
         return torch.hypot(real, imaginary).add_(low)
 
 

@@ -83,11 +83,14 @@ class LocalShuffle(Augment[LocalShuffleConfig]):
 class NonlinearConfig(AugmentConfig):
     """Options of :class:`Nonlinear`.
 
-    ``strength`` 0 keeps intensities, 1 puts the two inner points of the curve anywhere; ``reverse`` is the probability
-    that the curve falls, so that bright becomes dark.
+    ``strength`` 0 keeps intensities, 1 puts the two inner points of the curve anywhere within ``most_off`` above and
+    below the diagonal. With 0.4 the middle half of the range keeps at least a quarter of it; 1 is the whole square, as
+    in the paper, where a curve may make nearly all white or black. ``reverse`` is the probability that the curve falls,
+    so that bright becomes dark.
     """
 
     strength: Share = 1.0
+    most_off: Share = 0.4
     reverse: Share = 0.0
 
 
@@ -99,7 +102,10 @@ class Nonlinear(Augment[NonlinearConfig]):
     round.
 
     Reference: Zhou et al., Models Genesis, MICCAI 2019, arXiv:1908.06912, section 2, non-linear transformation.
-    Deviations: ``reverse`` is 0 unless asked for, where the authors' code takes 0.5; read from a table of 1024 levels.
+    Deviations: the inner points are kept near the diagonal unless ``most_off`` is 1, where the paper draws them from
+    the whole square; ``reverse`` is 0 unless asked for, where the authors' code takes 0.5, and turns a curve upside
+    down, where theirs turns the order of its values round; over the whole square these are as likely; read from a
+    table of 1024 levels.
     """
 
     name: ClassVar[str] = "nonlinear"
@@ -108,10 +114,12 @@ class Nonlinear(Augment[NonlinearConfig]):
 
     def sample(self, generator: torch.Generator) -> Params:
         """Draw the two inner points of the curve and whether it falls."""
-        anywhere = torch.rand(2, 2, generator=generator, dtype=torch.float64)
+        across, share = torch.rand(2, 2, generator=generator, dtype=torch.float64).unbind(dim=1)
+        lowest, highest = (across - self.config.most_off).clamp(min=0), (across + self.config.most_off).clamp(max=1)
+        drawn = torch.stack([across, lowest + share * (highest - lowest)], dim=1)
         on_line = torch.tensor([[1 / 3, 1 / 3], [2 / 3, 2 / 3]], dtype=torch.float64)
         return {
-            "points": on_line + self.config.strength * (anywhere - on_line),
+            "points": on_line + self.config.strength * (drawn - on_line),
             "is_reversed": torch.rand((), generator=generator) < self.config.reverse,
         }
 
@@ -207,7 +215,11 @@ def _shuffle(
     dims = len(edge)
     order = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2)]
     cells = image.reshape(split).permute(order)
-    draws = [uniform_field(seeds[:1], (_ORDERS, size)), *(uniform_field(seed, (num,)) for seed in seeds[1:].split(1))]
+    draws = [
+        uniform_field(seeds[:1], (_ORDERS, size)),
+        uniform_field(seeds[1:2], (num,)),
+        uniform_field(seeds[2:], (num,)),
+    ]
     order_of, taken, chance = (draw[0].to(image.device, non_blocking=True) for draw in draws)  # small
     orders = order_of.argsort(dim=1, stable=True)[(taken * _ORDERS).long()]
     source = torch.where(chance[:, None] < share, orders, torch.arange(size, device=image.device))
@@ -224,5 +236,5 @@ def _curve(points: Float64[Tensor, "b 2 2"], is_reversed: Tensor) -> Float64[Ten
     tables = []
     for inner, is_falling in zip(points.numpy(), is_reversed.tolist(), strict=True):
         v, w = np.maximum.accumulate(inner.T @ powers + t**3, axis=1)
-        tables.append(np.interp(levels, v, w[::-1] if is_falling else w))
+        tables.append(np.interp(levels, v, 1 - w if is_falling else w))
     return torch.from_numpy(np.stack(tables))

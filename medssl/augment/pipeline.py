@@ -20,6 +20,7 @@ from medssl.errors import CaseError, ConfigError
 _MARGIN_DRAWS = 256
 _MOST_MARGIN = 0.25
 _BLANK = 1e-6  # what rounding leaves of a constant
+_NOISE_HU = 100.0
 
 
 class View(NamedTuple):
@@ -30,8 +31,10 @@ class View(NamedTuple):
         label: Their labels, or None if there were none.
         frame: Where the crops were read from; a displacement comes on top of its affine map.
         notes: Numbers for the journal, one a sample: ``fallback`` is 1 where augmentation failed (values not finite,
-            or a blank view of a crop that is not) and the plain crop is given; ``hu_clipped`` is the share of voxels
-            that augments moved out of the range of HU.
+            or a blank view of a crop that is not) and the plain crop is given; ``blank`` is 1 where that has one
+            value only too, such as air behind a window of bone; ``hu_clipped`` is the share of voxels
+            that augments moved out of the range of HU by more than 100; noise alone moves air by less, and nothing is
+            lost with that.
     """
 
     image: Float32[Tensor, "b c *s"]
@@ -168,7 +171,7 @@ class Pipeline(nn.Module):
         last = torch.tensor(frame.shape, dtype=torch.float64) - 1
         corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * dims) * last
         places = corners @ to_box[:, :dims, :dims].mT + to_box[:, None, :dims, dims]
-        beyond = torch.maximum(-places, places - last).amax(dim=(0, 1))
+        beyond = torch.maximum(0.0 - places, places - last).amax(dim=(0, 1))
         if moved is not None:
             beyond = beyond + moved.double().abs().transpose(0, 1).flatten(1).amax(dim=1)
         share = (beyond.clamp(min=0) / (last + 1)).clamp(max=_MOST_MARGIN)
@@ -222,9 +225,9 @@ class Pipeline(nn.Module):
 
     def _with_fallback(self, x: Tensor, label: Tensor | None, frame: Frame, view: View) -> View:
         """Give the plain crop where a view is not finite, or blank while the crop is not; ``view`` is our own."""
-        low, high = view.image.flatten(1).aminmax(dim=1)
+        low, high = view.image.flatten(1).amin(dim=1), view.image.flatten(1).amax(dim=1)
         is_bad = ~(torch.isfinite(low) & torch.isfinite(high) & (high - low > _BLANK * high.abs().clamp(min=1.0)))
-        view.notes["fallback"] = torch.zeros(len(x))
+        view.notes["fallback"], view.notes["blank"] = torch.zeros(len(x)), torch.zeros(len(x))
         if not bool(is_bad.any()):
             return view
         rows = is_bad.nonzero()[:, 0]
@@ -234,6 +237,7 @@ class Pipeline(nn.Module):
         varied = brightest - darkest > _BLANK * brightest.abs().clamp(min=1.0)
         finite = torch.isfinite(view.image[rows]).flatten(1).all(dim=1)
         is_taken: Bool[Tensor, " k"] = varied | ~finite
+        view.notes["blank"][on_cpu] = (~varied).float().cpu()
         if not bool(is_taken.any()):
             return view
         image, to_box, target = view.image.clone(), view.frame.to_box.clone(), view.label
@@ -270,6 +274,6 @@ def _chain(
 
 
 def _clip_hu(x: Float32[Tensor, "b c *s"]) -> tuple[Float32[Tensor, "b c *s"], Float32[Tensor, " b"]]:
-    """Clip to the range of HU, and the share of voxels of each sample that this changed."""
+    """Clip to the range of HU, and the share of voxels of each sample that this changed by more than noise does."""
     out = x.clamp(*HU_RANGE)
-    return out, (out != x).flatten(1).float().mean(dim=1)
+    return out, ((out - x).abs() > _NOISE_HU).flatten(1).float().mean(dim=1)

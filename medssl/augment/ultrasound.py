@@ -103,7 +103,7 @@ class Speckle(Augment[SpeckleConfig]):
 class TimeGainConfig(_DepthConfig):
     """Options of :class:`TimeGain`: the range of the gain at each slider, and how many there are."""
 
-    factor: PositiveRange = (0.7, 1.4)
+    factor: PositiveRange = (0.75, 1.25)
     num_knots: int = Field(default=6, ge=4)
 
 

@@ -50,7 +50,7 @@ class Alone:
         shots: A list for each case, the weakest or darkest draw first.
         words: What to call them.
         ms: Milliseconds a sample.
-        hu_clipped: Share of voxels that it moved out of the range of HU.
+        hu_clipped: Share of voxels that it moved out of the range of HU by more than 100.
     """
 
     augment: Augment[Any]

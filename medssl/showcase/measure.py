@@ -34,7 +34,7 @@ WORDS: Mapping[str, str] = {
     "anywhere": "of the crops had no body or structure to be centred on, and lie anywhere",
     "padded": "of the crops, on average, lies outside the volume",
     "cut": "of the structures lost more than 60 % of their voxels",
-    "hu_clipped": "of the voxels left the range of HU and were clipped",
+    "hu_clipped": "of the voxels left the range of HU by more than 100 and were clipped",
 }
 """What each share is a share of."""
 

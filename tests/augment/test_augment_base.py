@@ -127,6 +127,7 @@ def test_a_view_that_is_not_finite_or_blank_is_replaced_by_the_plain_crop_and_co
     on = broken.draw(seeds)["on"]
     view = pipeline(x, seeds, label)
     assert torch.equal(view.notes["fallback"], on.float())
+    assert not view.notes["blank"].any()
     assert torch.equal(view.image[on], ((x[on].float() + 175) / 425).clamp(0, 1))
     assert torch.equal(view.label[on], label[on])
     assert torch.equal(view.frame.to_box[on], torch.eye(4, dtype=torch.float64).repeat(int(on.sum()), 1, 1))
@@ -138,6 +139,7 @@ def test_a_view_that_is_not_finite_or_blank_is_replaced_by_the_plain_crop_and_co
 def test_a_crop_of_one_value_is_no_fault_of_the_augmentation():
     view = Pipeline([Affine(), Noise(Noise.config_class(sigma=(0.0, 0.0)))])(torch.ones(2, 1, 6, 6, 6), SEEDS[:2])
     assert view.notes["fallback"].tolist() == [0.0, 0.0]
+    assert view.notes["blank"].tolist() == [1.0, 1.0]
     assert torch.equal(view.image, torch.ones(2, 1, 6, 6, 6))
 
 

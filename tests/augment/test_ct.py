@@ -255,10 +255,19 @@ def test_a_scale_keeps_water_air_and_the_order_of_values(percent):
 def test_values_that_leave_the_range_of_hu_are_clipped_and_counted():
     x = torch.full((1, 1, 4, 4, 4), -1020.0)
     x[..., :2] = 3000.0
-    view = Pipeline([HuShift(HuShiftConfig(shift_hu=(-10.0, -10.0)))])(x, SEEDS[:1])
+    view = Pipeline([HuShift(HuShiftConfig(shift_hu=(-110.0, -110.0)))])(x, SEEDS[:1])
     assert float(view.notes["hu_clipped"][0]) == pytest.approx(0.5)
     assert float(view.image.min()) == HU_RANGE[0]
-    assert float(view.image.max()) == 2990.0
+    assert float(view.image.max()) == 2890.0
+
+
+@pytest.mark.parametrize("value", HU_RANGE)
+def test_air_and_metal_that_noise_moves_out_of_the_range_of_hu_are_clipped_and_not_counted(value):
+    x = torch.full((1, 1, 24, 24, 24), value)
+    x[..., :2] = 0.0
+    view = Pipeline([HuNoise(HuNoiseConfig(dose=(0.5, 0.5)))])(x, SEEDS[:1])
+    assert float(view.notes["hu_clipped"][0]) == 0.0
+    assert HU_RANGE[0] <= float(view.image.min()) < float(view.image.max()) <= HU_RANGE[1]
 
 
 @pytest.mark.realdata

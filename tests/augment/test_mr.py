@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchio as tio
 from phantoms import REAL_DATA
-from scipy import stats
+from scipy import fft, stats
 
 from medssl.augment.images import Images
 from medssl.augment.mr import (
@@ -122,6 +122,14 @@ def test_a_spike_is_one_wave_of_the_drawn_height_frequency_and_phase():
             np.testing.assert_allclose(found[sample, channel], expected, atol=1e-5)
 
 
+def test_stripes_of_the_default_height_are_seen_and_do_not_dominate():
+    x = torch.full((300, 1, 24, 24), 1.0)
+    x[:, :, 0, 0] = 0.0
+    spread = (Spikes()(x, torch.arange(300)) - x)[:, 0, 1:].flatten(1).std(dim=1)
+    assert spread.max() < 0.14
+    assert spread.median() > 0.03
+
+
 def test_the_number_of_spikes_and_their_places_vary():
     params = Spikes(SpikesConfig(num=(1, 3))).draw(torch.arange(300))
     counts = params["is_there"].sum(dim=1)
@@ -192,15 +200,15 @@ def test_ringing_keeps_the_energy_of_the_lines_that_are_there(shape):
     found = ringing.apply(x, params)
     for sample in range(2):
         m = x[sample, 0].double().numpy()
-        k = np.fft.fftn(m)
+        k = fft.dctn(m, norm="ortho")
         keep = np.ones_like(m)
         for axis, n in enumerate(m.shape):
-            inside = np.abs(np.fft.fftfreq(n) * n) <= (1 - params["cut"][sample].item()) * n / 2
+            inside = np.arange(n) <= (1 - params["cut"][sample].item()) * n  # half a period a line
             keep *= inside.reshape([-1 if a == axis else 1 for a in range(m.ndim)])
-        expected = np.fft.ifftn(k * keep)
+        expected = fft.idctn(k * keep, norm="ortho")
         np.testing.assert_allclose(found[sample, 0], np.abs(expected), atol=1e-5)
         energy = found[sample, 0].double().square().sum().item()
-        assert energy == pytest.approx((np.abs(k * keep) ** 2).sum() / m.size, rel=1e-5)
+        assert energy == pytest.approx(((k * keep) ** 2).sum(), rel=1e-5)
 
 
 def test_ringing_overshoots_a_step_by_the_constant_of_wilbraham_and_gibbs():
@@ -209,6 +217,15 @@ def test_ringing_overshoots_a_step_by_the_constant_of_wilbraham_and_gibbs():
     out = Ringing(RingingConfig(cut=(0.9, 0.9), axes=(0,)))(x, SEEDS[:1])
     overshoot = 0.0894899
     assert out.max().item() - 1 == pytest.approx(overshoot, abs=0.005)
+
+
+def test_a_face_of_a_crop_does_not_ring_with_the_jump_to_the_opposite_one():
+    x = torch.linspace(0, 1, 64).view(1, 1, 64, 1).expand(1, 1, 64, 64).contiguous()
+    change = (Ringing(RingingConfig(cut=(0.4, 0.4), axes=(0,)))(x, SEEDS[:1]) - x)[0, 0].abs()
+    lines = np.fft.fft(x[0, 0, :, 0].double().numpy())
+    wrapped = np.abs(np.fft.ifft(np.where(np.abs(np.fft.fftfreq(64)) <= 0.3, lines, 0))) - x[0, 0, :, 0].numpy()
+    assert change.max() < 0.01
+    assert np.abs(wrapped).max() > 0.19
 
 
 def test_lines_are_struck_along_one_axis_drawn_evenly_and_along_all_if_asked_for():

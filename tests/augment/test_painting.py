@@ -93,7 +93,7 @@ def test_windows_of_one_sample_take_many_orders():
 def test_a_curve_equals_that_of_the_paper_by_its_bernstein_polynomials(is_falling):
     x = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     x[:, :, 0, 0], x[:, :, 0, 1] = 0.0, 1.0
-    nonlinear = Nonlinear(NonlinearConfig(reverse=float(is_falling)))
+    nonlinear = Nonlinear(NonlinearConfig(reverse=float(is_falling), most_off=1.0))
     params = nonlinear.draw(SEEDS)
     assert (params["is_reversed"] == is_falling).all()
     found = nonlinear.apply(x, params)
@@ -104,7 +104,7 @@ def test_a_curve_equals_that_of_the_paper_by_its_bernstein_polynomials(is_fallin
         for i, (across, up) in enumerate(points):
             weight = math.comb(3, i) * t**i * (1 - t) ** (3 - i)
             v, w = v + weight * across, w + weight * up
-        expected = np.interp(image, np.sort(v), np.sort(w)[::-1] if is_falling else np.sort(w))
+        expected = np.interp(image, np.sort(v), 1 - np.sort(w) if is_falling else np.sort(w))
         np.testing.assert_allclose(got, expected, atol=2e-3)
 
 
@@ -122,13 +122,35 @@ def test_a_curve_keeps_the_order_and_the_range_of_intensities_and_leaves_a_flat_
     assert torch.equal(falling[:, 1], x[:, 1])
 
 
-def test_curves_fall_as_often_as_asked_and_points_lie_anywhere_in_the_square():
-    params = Nonlinear(NonlinearConfig(reverse=0.3)).draw(torch.arange(1000))
+def test_curves_fall_as_often_as_asked_and_points_lie_anywhere_in_the_square_if_asked_for():
+    params = Nonlinear(NonlinearConfig(reverse=0.3, most_off=1.0)).draw(torch.arange(1000))
     assert stats.binomtest(int(params["is_reversed"].sum()), 1000, 0.3).pvalue > 0.01
     assert stats.kstest(params["points"].flatten().numpy(), "uniform").pvalue > 0.01
-    gentle = Nonlinear(NonlinearConfig(strength=0.2)).draw(torch.arange(100))["points"]
+    gentle = Nonlinear(NonlinearConfig(strength=0.2, most_off=1.0)).draw(torch.arange(100))["points"]
     line = torch.tensor([1 / 3, 2 / 3]).view(1, 2, 1)
     assert ((gentle - line).abs() <= 0.2 * 2 / 3).all()
+
+
+def test_points_lie_within_reach_of_the_diagonal_on_both_sides():
+    across, up = Nonlinear().draw(torch.arange(1000))["points"].unbind(dim=2)
+    assert ((up - across).abs() <= 0.4 + 1e-9).all()
+    assert (up - across).min() < -0.35
+    assert (up - across).max() > 0.35
+    assert ((up >= 0) & (up <= 1)).all()
+    assert stats.kstest(across.flatten().numpy(), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("reverse", [0.0, 1.0])
+def test_no_curve_makes_nearly_all_white_or_black_as_some_of_the_papers_square_do(reverse):
+    x = torch.linspace(0, 1, 401).view(1, 1, 401, 1).expand(3000, 1, 401, 1)
+    near, anywhere = (
+        Nonlinear(NonlinearConfig(reverse=reverse, **options))(x, torch.arange(3000))[:, 0, :, 0]
+        for options in ({}, {"most_off": 1.0})
+    )
+    assert (near[:, 300] - near[:, 100]).abs().min() > 0.25
+    assert (anywhere[:, 300] - anywhere[:, 100]).abs().min() < 0.15
+    assert ((near[:, 200] - 0.5).abs() < 0.3).all()
+    assert ((anywhere[:, 200] - 0.5).abs() > 0.4).any()
 
 
 @pytest.mark.parametrize("shape", [(15, 14, 13), (15, 14)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -252,6 +252,7 @@ def world_phantom(box_affine: np.ndarray, shape, points_mm: np.ndarray, sigma_mm
 
 
 @settings(max_examples=40, deadline=None)
+@example(angles=(0.0, 0.0, 0.0), mm=(1.0, 0.609375, 2.0), seed=6992045, zoom=1.0)
 @given(
     angles=st.tuples(*[st.floats(-40, 40)] * 3),
     mm=st.tuples(st.floats(0.6, 1.4), st.floats(0.6, 1.4), st.floats(0.6, 2.0)),
@@ -279,7 +280,7 @@ def test_world_places_of_landmarks_follow_the_returned_affine(angles, mm, seed, 
     sigma = 2.0 * max(mm)
     x = torch.from_numpy(world_phantom(box_affine, box_shape, point[None], sigma)).float()[None, None]
     image = pipeline(x, seeds, frame=frame).image[0, 0].double().numpy()
-    weight = np.where(image > 0.3, image, 0.0)
+    weight = np.clip(image - 0.3, 0.0, None)  # fades out, so that no voxel enters at full weight
     found = np.array([(weight * grid).sum() for grid in np.indices(crop_shape)]) / weight.sum()
     assert np.abs(found - target_index).max() < 0.1
 
@@ -384,6 +385,7 @@ def test_the_margin_is_what_the_moves_reach_beyond_the_crop():
     assert x == pytest.approx(bound, rel=0.05)
     assert y == pytest.approx(bound, rel=0.05)
     assert z == 0.0
+    assert math.copysign(1, z) == 1  # not -0.0, which is written as such
     assert turn.margin((40, 40, 1), (1, 1, 1))[2] == 0.0
     shift = Pipeline([Affine(AffineConfig(rotation_deg=(0, 0, 0), scale=(1, 1), translation_mm=(100, 0, 0)))])
     assert shift.margin((20, 20, 20), (1, 1, 1)) == (0.25, 0.0, 0.0)

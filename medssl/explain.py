@@ -182,6 +182,8 @@ E_EMPTY_MASK  A measure needs a structure, and there is none. -> Leave it out, o
 W_SCALING  An impossible scale factor was ignored; stored values are used. -> Check the value range.
 W_NONFINITE  A few voxels that were NaN or infinite were filled. -> Nothing to do, if they are outside the body.
 W_NOT_HU  A CT whose values do not look like HU. -> Check rescale and modality.
+W_CLIPPED  Many voxels are far brighter than the rest and become one value.
+    -> Tell the body from a dark ground with body_mask, raise intensity.clip, or take intensity mode none.
 W_CONSTANT  Every voxel has the same value. -> Leave the image out; there is nothing to learn from it.
 W_EMPTY_LABEL  The label map is background only. -> Nothing to do, if the structure is really absent.
 W_LABEL_LOST  A structure is smaller than a voxel of the prepared grid and vanished. -> Prepare at a finer spacing.
@@ -243,10 +245,11 @@ E_DOMAIN  An augmentation does not make sense for what values mean at its place,
     -> Put it behind a window or a rescaling, or leave it out.
 E_REGION  An augmentation preset is for another part of the body than the images show.
     -> Take the preset of that part, or correct region in the preparation.
-E_CHANNELS  A change of colours needs red, green and blue, and the images have another number of channels.
-    -> Leave it out.
+E_CHANNELS  The images, or some of them, have another number of channels than is needed.
+    -> Leave out augments of colours for grey images; prepare with channels: 1 or 3 where both are mixed.
 E_PRESET_CONFLICT  Two augmentation presets are for different images, or would do the same thing twice.
     -> Take one of them; leave single augmentations out with without.
+E_CROP  Most of each crop would lie outside the volumes. -> Make crop_voxels or crop_mm smaller.
 E_GROUP  An augmentation mixes images in groups, and the batch is not made of whole groups.
     -> Make train.batch_size a multiple of group.
 E_MIXED_LABELS  An augmentation mixes images and has no rule for their label maps. -> Leave it out, or take cutmix.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 
 from medssl.augment.build import build_augment
@@ -20,11 +22,15 @@ from medssl.nn.backbone import Backbone, build_backbone
 from medssl.nn.bundle import Bundle, Passport, load_into
 from medssl.registry import configure
 from medssl.tasks.base import Task
-from medssl.views import median_mm
+from medssl.views import CaseArrays, ViewSampler, median_mm
 
 _log = logging.getLogger(__name__)
 
 SpatialDims = Literal[2, 3]
+
+_MOST_OUTSIDE = 0.9
+_MUCH_OUTSIDE = 0.3
+_MUCH_FINER = 2.0
 
 
 def load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[str, Any]:
@@ -129,13 +135,53 @@ def spatial_dims_of(cases: Sequence[StoredCase]) -> SpatialDims:
     return 2 if flat.pop() else 3
 
 
-def _channels(cases: Sequence[StoredCase]) -> int:
-    channels = {case.channels for case in cases}
-    if len(channels) > 1:
+def crop_warnings(sampler: ViewSampler, cases: Sequence[CaseArrays]) -> list[str]:
+    """What is to be said of crops that do not suit the volumes, for the median case.
+
+    Raises:
+        ConfigError: E_CROP, if nine tenths of a crop or more would lie outside the volume.
+    """
+    crop = getattr(sampler, "crop_voxels", None)
+    voxel_mm = getattr(sampler, "voxel_mm", None)
+    if crop is None or voxel_mm is None:
+        return []
+    sizes_mm = np.array([voxel_mm(case) for case in cases])
+    volumes_mm = np.array([np.multiply(case.shape, case.spacing_mm) for case in cases])
+    finer = np.median([np.divide(case.spacing_mm, size) for case, size in zip(cases, sizes_mm, strict=True)], axis=0)
+    inside = float(np.median(np.minimum(1.0, volumes_mm / (sizes_mm * crop)).prod(axis=1)))
+    volume, crop_mm = (np.round(np.median(mm, axis=0), 1).tolist() for mm in (volumes_mm, sizes_mm * crop))
+    if inside <= 1 - _MOST_OUTSIDE:
         raise ConfigError(
-            f"the store mixes images of {sorted(channels)} channels; one number is needed. Split the cohort."
+            f"crops of {crop_mm} mm in volumes of {volume} mm: {1 - inside:.0%} of a crop would be filling. Make "
+            "crop_voxels or crop_mm smaller.",
+            code="E_CROP",
         )
-    return channels.pop()
+    said = []
+    if inside < 1 - _MUCH_OUTSIDE:
+        said.append(f"crops of {crop_mm} mm in volumes of {volume} mm: {1 - inside:.0%} of a crop is filling")
+    if finer.max() > _MUCH_FINER:
+        said.append(
+            f"crops have {finer.max():.1f} times as many voxels along one axis as the stored volumes, which are "
+            "stretched; smaller crops cost less and show the same"
+        )
+    for sentence in said:
+        _log.warning("%s.", sentence)
+    return said
+
+
+def _channels(cases: Sequence[StoredCase]) -> int:
+    channels = Counter(case.channels for case in cases)
+    if len(channels) > 1:
+        few = min(channels, key=lambda number: channels[number])
+        first = next(case.case_id for case in cases if case.channels == few)
+        counts = " and ".join(f"{count} of {number}" for number, count in sorted(channels.items()))
+        raise ConfigError(
+            f"the store mixes images of several numbers of channels: {counts} (such as {first}); one number is needed. "
+            f"Prepare it anew with channels: {max(channels, key=lambda number: channels[number])}, which leaves the "
+            "others out.",
+            code="E_CHANNELS",
+        )
+    return next(iter(channels))
 
 
 def _in_words(fixed: tuple[tuple[object, ...], ...]) -> str:

@@ -27,7 +27,7 @@ from medssl.engine.device import ranks
 from medssl.engine.optim import TrainConfig
 from medssl.engine.trainer import Check, FitResult, fit
 from medssl.errors import CheckpointError, ConfigError, NoInputError
-from medssl.handover import fresh_encoder, images_of, load_encoder, make_passport, window_warnings
+from medssl.handover import crop_warnings, fresh_encoder, images_of, load_encoder, make_passport, window_warnings
 from medssl.methods.base import Method
 from medssl.nn.bundle import Passport, load_bundle, save_bundle
 from medssl.registry import configure
@@ -159,6 +159,7 @@ def pretrain(
     images = images_of(opened, cases)
     encoder = fresh_encoder(plan.backbone, images, augment=config.to_dict()["augment"], seed=plan.seed)
     method = cls(config, encoder=encoder, seed=plan.seed, images=images)
+    warnings = crop_warnings(method.view_sampler(), cases)
     crop = _crop_voxels(config)
     held_out = _held_out(opened, plan.checks, trained_on=cases)
     checks = _checks(method, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
@@ -178,7 +179,17 @@ def pretrain(
         return TrainingResult(out / "bundle", 0, {}, ())
     with _run_folder(out) as run:
         notes = {"constant_left_out": constant}
-        result = _train(method, cases, plan, opened=opened, run=run, checks=checks, resume=resume, notes=notes)
+        result = _train(
+            method,
+            cases,
+            plan,
+            opened=opened,
+            run=run,
+            checks=checks,
+            resume=resume,
+            notes=notes,
+            warnings=warnings,
+        )
         kept = _kept(out, result, plan.train)
         if kept is not None:
             return kept
@@ -188,7 +199,7 @@ def pretrain(
             opened,
             method.encoder,
             kind="encoder",
-            recipe=plan.to_dict(),
+            recipe=_resolved(plan, method),
             method=str(plan.method["name"]),
             images=images,
             crop_voxels=crop,
@@ -246,7 +257,7 @@ def finetune(
         seed=plan.seed,
         images=images,
     )
-    warnings: list[str] = []
+    warnings = crop_warnings(task.view_sampler(), cases)
     if bundle is not None:
         origin["decoder"] = task.take_decoder(bundle)
         warnings += window_warnings(bundle, task.augment)
@@ -273,7 +284,7 @@ def finetune(
             opened,
             network,
             kind="segmenter",
-            recipe={**plan.to_dict(), **origin},
+            recipe={**_resolved(plan, task), **origin},
             method=str(plan.task["name"]),
             images=images,
             crop_voxels=_crop_voxels(config),
@@ -348,11 +359,12 @@ def _train(
     The recipe and the first lines of the journal are written once it is sure that the run goes on. ``origin`` is part
     of what makes the run, ``notes`` are for the journal alone.
     """
+    recipe = _resolved(plan, trainable)
 
     def begin(start_step: int) -> None:
         if not _is_first_process():
             return
-        run.write_recipe(plan.to_dict())
+        run.write_recipe(recipe)
         subjects = {case.subject_id for case in cases}
         first = {"cases": len(cases), "subjects": len(subjects), **(origin or {}), **(notes or {})}
         if not checks:
@@ -387,7 +399,7 @@ def _train(
         seed=plan.seed,
         resume=resume,
         checks=checks,
-        fingerprint={"recipe": _identity(plan, origin or {}), "data": opened.fingerprint},
+        fingerprint={"recipe": _identity(recipe, origin or {}), "data": opened.fingerprint},
         on_start=begin,
     )
     if result.average is not None:
@@ -395,11 +407,18 @@ def _train(
     return replace(result, alarms=(*warnings, *result.alarms))
 
 
-def _identity(plan: PretrainRecipe | FinetuneRecipe, origin: Mapping[str, Any]) -> str:
+def _resolved(plan: PretrainRecipe | FinetuneRecipe, trainable: Method | Task) -> dict[str, Any]:
+    """The recipe with its augments written out: no bundle and no resumed run depends on a preset's file."""
+    part = "method" if isinstance(plan, PretrainRecipe) else "task"
+    recipe = plan.to_dict()
+    return {**recipe, part: {**recipe[part], "augment": trainable.augment.entries}}
+
+
+def _identity(recipe: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     """Digest of all that the trained weights depend on; what is only watched or written may change in a resumed run."""
-    recipe = {key: value for key, value in plan.to_dict().items() if key != "checks"}
-    recipe["train"] = {key: value for key, value in recipe["train"].items() if key not in _FREE_TRAIN_KEYS}
-    return hashlib.sha256(json.dumps({**recipe, **origin}, sort_keys=True).encode()).hexdigest()
+    kept = {key: value for key, value in recipe.items() if key != "checks"}
+    kept["train"] = {key: value for key, value in kept["train"].items() if key not in _FREE_TRAIN_KEYS}
+    return hashlib.sha256(json.dumps({**kept, **origin}, sort_keys=True).encode()).hexdigest()
 
 
 def _is_first_process() -> bool:

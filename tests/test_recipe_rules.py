@@ -17,6 +17,7 @@ from medssl import recipe as module
 from medssl.augment.anatomy import REGIONS
 from medssl.augment.images import Images
 from medssl.checks import FrozenFeatures, HeldOut
+from medssl.config import load_yaml
 from medssl.data.cohort import Case, Cohort
 from medssl.data.loader import fixed_batches
 from medssl.data.prepare import PrepareConfig, Region, prepare
@@ -150,18 +151,18 @@ def test_what_is_only_watched_or_written_may_change_in_a_resumed_run(override: s
     base = {**recipe, "train": {**recipe["train"], "num_workers": 1, "tensorboard": True}}
     plans = [module.PretrainRecipe.parse(module._mapping(base, given)) for given in ([], [override])]
     assert plans[0] != plans[1]
-    assert module._identity(plans[0], {}) == module._identity(plans[1], {})
+    assert module._identity(plans[0].to_dict(), {}) == module._identity(plans[1].to_dict(), {})
 
 
 def test_what_the_weights_depend_on_may_not_change_in_a_resumed_run() -> None:
     base = tiny.shorter(tiny.MAE, 2)
     identities = {
-        module._identity(module.PretrainRecipe.parse(module._mapping(base, given)), {})
+        module._identity(module.PretrainRecipe.parse(module._mapping(base, given)).to_dict(), {})
         for given in ([], ["train.lr=0.5"], ["seed=1"], ["train.steps=3"], ["method.mask_ratio=0.5"])
     }
     assert len(identities) == 5
     plan = module.PretrainRecipe.parse(base)
-    assert module._identity(plan, {"encoder": "a"}) != module._identity(plan, {"encoder": "b"})
+    assert module._identity(plan.to_dict(), {"encoder": "a"}) != module._identity(plan.to_dict(), {"encoder": "b"})
 
 
 def test_metrics_are_those_of_the_weights_in_the_bundle_also_after_a_kill_before_the_bundle(
@@ -395,3 +396,58 @@ def test_a_network_takes_as_many_channels_as_the_windows_give(tmp_path: Path) ->
     model = finetune(small(tiny.SEGMENT, "task", augment=[windows]), store=store, out=tmp_path / "f", encoder=bundle)
     assert model.alarms == ()
     assert len(predict_module.predict(model.bundle, tmp_path / "c0.mha", out=tmp_path / "p").outputs) == 1
+
+
+def volumes(folder: Path, *shapes: tuple[int, ...], channels: int = 1, modality: str = "MR") -> list[Case]:
+    rng = np.random.default_rng(0)
+    cases = []
+    for index, shape in enumerate(shapes):
+        path = folder / f"v{len(shapes)}_{channels}_{index}.mha"
+        write_volume(
+            Volume(rng.normal(size=(channels, *shape)).astype(np.float32), Geometry(shape, np.eye(4)), "arbitrary"),
+            path,
+        )
+        name = path.stem
+        cases.append(Case(case_id=name, subject_id=name, image=str(path), modality=modality, split="train"))
+    return cases
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_crops_that_would_be_filling_are_refused_before_anything_is_written(tmp_path: Path, dry_run: bool) -> None:
+    store = prepared(volumes(tmp_path, (10, 12, 10), (10, 12, 11)), tmp_path, modality="MR")
+    recipe = small(tiny.MAE, "method", crop_voxels=[64, 64, 64])
+    with pytest.raises(ConfigError, match=r"100% of a crop would be filling\. Make crop_voxels") as caught:
+        pretrain(recipe, store=store, out=tmp_path / "out", dry_run=dry_run)
+    assert caught.value.code == "E_CROP"
+    in_mm = small(tiny.MAE, "method", crop_mm=[64.0, 64.0, 64.0])
+    with pytest.raises(
+        ConfigError, match=r"crops of \[64\.0, 64\.0, 64\.0\] mm in volumes of \[10\.0, 12\.0, 10\.5\] mm"
+    ):
+        pretrain(in_mm, store=store, out=tmp_path / "out", dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_crops_that_are_mostly_filling_or_stretched_are_told_of(tmp_path: Path) -> None:
+    store = prepared(volumes(tmp_path, (10, 12, 10), (10, 12, 10)), tmp_path, modality="MR")
+    result = pretrain(small(tiny.MAE, "method", crop_voxels=[16, 16, 16]), store=store, out=tmp_path / "out")
+    assert any("71% of a crop is filling" in alarm for alarm in result.alarms)
+    grid = small(tiny.VOCO, "method", crop_voxels=[16, 16, 16])
+    result = pretrain(grid, store=store, out=tmp_path / "voco")
+    assert any("3.2 times as many voxels along one axis" in alarm for alarm in result.alarms)
+
+
+def test_a_store_of_grey_and_colour_names_the_few_and_the_way_out(tmp_path: Path) -> None:
+    cases = volumes(tmp_path, (9, 9, 9), (9, 9, 9), (9, 9, 9)) + volumes(tmp_path, (9, 9, 9), channels=3)
+    store = prepared(cases, tmp_path, modality="MR")
+    with pytest.raises(ConfigError, match=r"3 of 1 and 1 of 3 \(such as v1_3_0\).*channels: 1") as caught:
+        pretrain(small(tiny.MAE, "method"), store=store, out=tmp_path / "out")
+    assert caught.value.code == "E_CHANNELS"
+
+
+def test_a_bundle_does_not_depend_on_the_file_of_its_preset(tmp_path: Path) -> None:
+    recipe = small(tiny.SEGMENT, "task", augment={"preset": "ct_light"})
+    result = finetune(recipe, store=ct_store(tmp_path), out=tmp_path / "out")
+    written = load_bundle(result.bundle).passport.recipe["task"]["augment"]
+    assert [entry["name"] for entry in written] == ["affine", "window", "noise", "blur", "gamma"]
+    assert written[1]["low_hu"] == -175.0
+    assert load_yaml(tmp_path / "out" / "recipe.yaml")["task"]["augment"] == written

@@ -183,6 +183,12 @@ class Pipeline(nn.Module):
         """What identifies the part that is not random, such as a window in HU."""
         return tuple(found for augment in self._intensity() if (found := augment.fixed()) is not None)
 
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The list that builds this pipeline again, presets and defaults written out."""
+        every = (*self._spatial(), *self._intensity())
+        return [{"name": augment.name, **augment.config.to_dict()} for augment in every]
+
     def channels_out(self, channels: int) -> int:
         """Number of channels that a network gets from images of ``channels``."""
         for augment in self._intensity():

@@ -15,6 +15,7 @@ from medssl.config import Config
 _NO_BACKGROUND = 0.3  # heads and trunks in air stay below 0.25, crops of solid tissue above 0.37 (real data)
 _SMALL_PART = 0.1
 _OTSU_BINS = 256
+_MUCH_CLIPPED = 0.02
 
 
 class IntensityConfig(Config):
@@ -137,7 +138,14 @@ def scale_intensity(
         if scale <= 0:
             notes.append(f"W_CONSTANT: channel {index} has one value only; it becomes 0.")
             scale = 1.0
-        result[index] = np.clip((voxels - centre) / scale, -config.clip, config.clip)
+        scaled = (voxels - centre) / scale
+        clipped = float(np.mean(np.abs(scaled[body]) > config.clip))
+        if clipped > _MUCH_CLIPPED:
+            notes.append(
+                f"W_CLIPPED: {clipped:.0%} of channel {index} lie beyond {config.clip:g} spreads of the rest and "
+                "become one value. Tell the body from a dark ground with body_mask, or keep values with intensity mode none."
+            )
+        result[index] = np.clip(scaled, -config.clip, config.clip)
         channels.append({"centre": centre, "scale": scale})
     return result, channels, notes
 

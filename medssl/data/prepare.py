@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Shaped
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from medssl import io, pool
 from medssl.config import Config
@@ -54,6 +54,7 @@ Region = Literal[
 ]  # fmt: skip
 """Parts of the body of which ``medssl.augment.anatomy`` knows what may be done to an image."""
 
+_COLOURS = 3
 _SHEAR_TOLERANCE_DEG = 0.1
 _MOST_IN_AIR_HU = -200.0
 
@@ -65,6 +66,7 @@ class PrepareConfig(Config):
         modality: Cases of another modality are refused; ``other`` takes all.
         region: Part of the body; augmentation is checked against it. It changes no voxel.
         spatial_dims: 2 refuses volumes, 3 refuses images of one slice; None takes both, which one model cannot.
+        channels: Images of another number of channels are refused; None takes all, which one model cannot.
         orientation: Where the array axes point; images of one slice keep their own, columns and then rows.
         spacing_mm: Voxel size to resample to, of images of one slice that of a pixel; None keeps each case's own.
         intensity: Scaling of values.
@@ -77,6 +79,7 @@ class PrepareConfig(Config):
     modality: Modality = "other"
     region: Region | None = None
     spatial_dims: Literal[2, 3] | None = None
+    channels: int | None = Field(None, ge=1)
     orientation: str = "RAS"
     spacing_mm: tuple[float, float, float] | None = None
     intensity: IntensityConfig = IntensityConfig()
@@ -127,8 +130,12 @@ class Prepared:
 
     @property
     def fill(self) -> float:
-        """Value around the image: air, or its darkest value, so that what lies outside does not look like tissue."""
-        return self.volume.default_fill
+        """Value around the image: of HU air, of colours the median of the border, of others the darkest value."""
+        voxels = self.volume.array
+        if voxels.shape[0] != _COLOURS or voxels.shape[3] > 1:
+            return self.volume.default_fill
+        border = [voxels[:, :1], voxels[:, -1:], voxels[:, :, :1], voxels[:, :, -1:]]
+        return float(np.median(np.concatenate([edge.ravel() for edge in border])))
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,8 @@ def prepare_volume(
         Image, body mask and label on the prepared grid, with the record of what was done.
 
     Raises:
-        CaseError: E_SPATIAL_DIMS for a volume where images of one slice are wanted, and the other way round.
+        CaseError: E_SPATIAL_DIMS for a volume where images of one slice are wanted, and the other way round;
+            E_CHANNELS for another number of channels than is wanted.
     """
     source = volume.geometry
     is_flat = source.shape[2] == 1
@@ -219,6 +227,12 @@ def prepare_volume(
             f"volume of {source.shape[2]} slice{'s' * (not is_flat)}; this preparation is for {config.spatial_dims}D "
             "images. Prepare it with a configuration of its own.",
             code="E_SPATIAL_DIMS",
+        )
+    if config.channels not in {None, len(volume.array)}:
+        raise CaseError(
+            f"image of {len(volume.array)} channels; this preparation is for {config.channels}. Prepare it with a "
+            "configuration of its own.",
+            code="E_CHANNELS",
         )
     notes: list[str] = []
     if config.unit == "HU" and volume.array.min() >= _MOST_IN_AIR_HU:
@@ -313,9 +327,9 @@ def _prepare_case(task: _Task) -> _Done:
         label = one_channel(label, item=f"case {case.case_id}")
         warnings += said
     prepared = prepare_volume(volume, config, label=label, keep_label=_keeps_label(case))
-    warnings += prepared.warnings
     if label is not None and not label.array.any():
         warnings.append("W_EMPTY_LABEL: the label map is background only.")
+    warnings += prepared.warnings
     meta = {
         **prepared.record,
         **digests,

@@ -663,3 +663,27 @@ def test_an_image_of_one_slice_keeps_its_plane_and_its_thickness() -> None:
     assert halved.geometry.shape == (6, 5, 1)
     np.testing.assert_allclose(halved.geometry.spacing_mm, (2, 2, 10))
     np.testing.assert_allclose(halved.geometry.centre_mm, volume.geometry.centre_mm, atol=1e-9)
+
+
+def test_around_a_colour_picture_lies_what_its_border_shows() -> None:
+    array = np.full((3, 20, 16, 1), 230.0, np.float32)
+    array[:, 5:15, 4:12] = 20.0
+    config = PrepareConfig.parse({"intensity": {"mode": "none"}, "spatial_dims": 2})
+    prepared = prepare_volume(Volume(array, Geometry((20, 16, 1), np.eye(4)), "arbitrary"), config)
+    assert prepared.fill == 230.0
+
+
+def test_images_of_another_number_of_channels_are_refused() -> None:
+    grey = Volume(np.zeros((1, 4, 4, 1), np.float32), Geometry((4, 4, 1), np.eye(4)), "arbitrary")
+    with pytest.raises(CaseError, match="image of 1 channels; this preparation is for 3") as caught:
+        prepare_volume(grey, PrepareConfig.parse({"channels": 3}))
+    assert caught.value.code == "E_CHANNELS"
+
+
+def test_bright_cells_on_black_are_told_of_when_they_become_one_value() -> None:
+    array = np.random.default_rng(0).normal(10, 1, (1, 40, 40, 1)).astype(np.float32)
+    array[:, :8, :8] += 100 * np.random.default_rng(1).random((8, 8, 1))
+    volume = Volume(array, Geometry((40, 40, 1), np.eye(4)), "arbitrary")
+    warnings = prepare_volume(volume, PrepareConfig.parse({"modality": "US"})).warnings
+    assert [warning.split(":")[0] for warning in warnings] == ["W_CLIPPED"]
+    assert "4% of channel 0" in warnings[0]

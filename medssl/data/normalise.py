@@ -143,7 +143,7 @@ def scale_intensity(
         if clipped > _MUCH_CLIPPED:
             notes.append(
                 f"W_CLIPPED: {clipped:.0%} of channel {index} lie beyond {config.clip:g} spreads of the rest and "
-                "become one value. Tell the body from a dark ground with body_mask, or keep values with intensity mode none."
+                "become one value. Tell the body from a dark ground with body_mask, or take intensity mode none."
             )
         result[index] = np.clip(scaled, -config.clip, config.clip)
         channels.append({"centre": centre, "scale": scale})

@@ -375,7 +375,8 @@ def test_bad_cases_are_named_and_the_others_go_on(tmp_path: Path, make_case: Mak
     (images / "case_2.nii.gz").unlink()
     write_nifti(images / "case_3.nii.gz", np.full((12, 14, 10), np.nan, np.float32))
     write_nifti(labels / "case_4.nii.gz", np.zeros((12, 14, 10), np.uint8), np.diag([1.0, 1, 2, 1]))
-    result = prepare(PLAIN, cohort=cohort, out=tmp_path / "store", workers=2)
+    unclipped = PrepareConfig.parse({**PLAIN.to_dict(), "intensity": {"clip": 1000.0}})
+    result = prepare(unclipped, cohort=cohort, out=tmp_path / "store", workers=2)
     outcomes = {entry.item: (entry.outcome, entry.code) for entry in result.ledger}
     assert outcomes["case_0"] == (Outcome.REJECTED, "E_TRUNCATED")
     assert outcomes["case_1"] == (Outcome.REJECTED, "E_SHAPE")

@@ -7,7 +7,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -104,13 +104,28 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
         value = parse_yaml(f"value: {text}", source=f"--set {override}").get("value")
         *parents, last = key.split(".")
         node = result
-        for parent in parents:
+        for depth, parent in enumerate(parents, start=1):
             child = node.setdefault(parent, {})
+            if isinstance(child, list):
+                whole = _whole([*parents[depth:], last], text)
+                raise ConfigError(
+                    f"--set {override}: {parent} is a list, which is given as a whole. Write "
+                    f"--set '{'.'.join(parents[:depth])}={whole}'."
+                )
             if not isinstance(child, dict):
                 raise ConfigError(f"--set {override}: {parent} is {child!r}, not a mapping that has {last}.")
             node = child
         node[last] = value
     return result
+
+
+def _whole(keys: Sequence[str], text: str) -> str:
+    """``text`` under ``keys`` as YAML of one line; just a list where the first key is a place in one."""
+    if keys[0].isdigit():
+        return "[...]"
+    for key in reversed(keys):
+        text = f"{{{key}: {text}}}"
+    return text
 
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:

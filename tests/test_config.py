@@ -104,6 +104,24 @@ def test_a_broken_override_is_refused(override):
         apply_overrides({"seed": 0}, [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("method.augment.preset=mr_brain", "--set 'method.augment={preset: mr_brain}'."),
+        ("method.augment.noise.sigma=[0, 0.1]", "--set 'method.augment={noise: {sigma: [0, 0.1]}}'."),
+        ("method.augment.0.p=0.5", "--set 'method.augment=[...]'."),
+    ],
+)
+def test_an_override_within_a_list_is_refused_with_what_to_write_instead(override, instead):
+    recipe = {"method": {"augment": [{"name": "noise"}]}}
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(recipe, [override])
+    assert "augment is a list, which is given as a whole" in str(caught.value)
+    assert str(caught.value).endswith(instead)
+    if "..." not in instead:
+        apply_overrides(recipe, [instead.removeprefix("--set '").removesuffix("'.")])
+
+
 def test_a_dumped_mapping_reads_back_equal(tmp_path):
     mapping = {"b": 1e-05, "a": [1, {"c": None}], "t": "on"}
     path = tmp_path / "dump.yaml"

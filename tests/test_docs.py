@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import typer
+import yaml
 
+from medssl.augment.build import build_augment
 from medssl.cli import app
+from medssl.methods.base import Method
+from medssl.recipe import pretrain
+from medssl.registry import configure
+from medssl.runfolder import read_journal
+from medssl.tasks.base import Task
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -93,6 +102,47 @@ def test_every_link_between_pages_leads_somewhere(path: Path) -> None:
 def test_no_file_names_a_place_on_our_machines(path: Path) -> None:
     found = re.findall(r"(?<![\w.$}])/(?:work|home|root|Users|mnt|tmp|venv|shared)/\S*", path.read_text())
     assert found == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_part_of_a_recipe_in_a_document_is_one_that_medssl_takes(path: Path) -> None:
+    for block in blocks(path, "yaml"):
+        content = yaml.safe_load(block)
+        for part, package, base in (("method", "methods", Method), ("task", "tasks", Task)):
+            if part in content:
+                config = configure(package, content[part], base)[1].to_dict()
+                build_augment(config["augment"])
+
+
+def documented() -> set[str]:
+    """Names in the table of the journal's page."""
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/concepts/journal.md").read_text(), flags=re.MULTILINE)
+    return {found for row in rows for found in re.findall(r"`([^`]+)`", row)}
+
+
+def emitted(folder: str, pattern: str) -> set[str]:
+    return {
+        found for path in (ROOT / "medssl" / folder).rglob("*.py") for found in re.findall(pattern, path.read_text())
+    }
+
+
+def test_every_note_of_samplers_and_augments_stands_in_the_table_of_the_journal() -> None:
+    notes = emitted("views", r'"note_(\w+)"') | emitted("augment", r'notes\["(\w+)"\]')
+    assert {"padded", "moved", "fallback", "hu_clipped"} <= notes
+    assert {word for word in documented() if word.startswith("views/")} == {f"views/{note}" for note in notes}
+
+
+def test_everything_that_runs_write_stands_in_the_table_of_the_journal(
+    phantoms: Any, model_bundle: Path, encoder_bundle: Path, tmp_path: Path
+) -> None:
+    inter = {**tiny.VOCO, "method": {**tiny.VOCO["method"], "inter": True}}
+    for run, recipe in (("mae", tiny.MAE), ("inter", inter)):
+        pretrain(tiny.shorter(recipe, 2), store=phantoms.store, out=tmp_path / run)
+    runs = [encoder_bundle.parent, model_bundle.parent, tmp_path / "mae", tmp_path / "inter"]
+    lines = [line for run in runs for line in read_journal(run / "journal.jsonl")]
+    written = {key for line in lines for key in line} - {"step"}
+    assert {key.removeprefix("held_out/") for key in written} <= documented()
+    assert {key for key in written if key.startswith("probe/")} == {key for key in documented() if key[:6] == "probe/"}
 
 
 def test_the_readme_says_what_medssl_is_not() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from medssl.augment.frame import Frame
@@ -20,7 +20,7 @@ from medssl.methods.base import AugmentOption, Method, draw_subsets, spatial_siz
 from medssl.nn.backbone import Backbone
 from medssl.nn.decoder import Decoder
 from medssl.trainable import Batch, Losses
-from medssl.views import RandomCrop
+from medssl.views import EdgesMm, RandomCrop, RegionOption
 
 _FULL_RESOLUTION_WIDTH = 8
 _AUGMENT: AugmentOption = {"preset": "none"}
@@ -45,8 +45,8 @@ class Config(BaseConfig):
     """
 
     crop_voxels: tuple[int, int, int] = (64, 64, 64)
-    crop_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    region: dict[str, tuple[float, float]] | None = None
+    crop_mm: EdgesMm = None
+    region: RegionOption = None
     block_voxels: tuple[int, int, int] = (8, 8, 8)
     mask_ratio: float = Field(0.75, gt=0.0, lt=1.0)
     inside_body: bool = True

@@ -30,7 +30,7 @@ from medssl.nn.backbone import Backbone
 from medssl.nn.ema import cosine_momentum, make_teacher
 from medssl.nn.heads import Projector, pool_pyramid
 from medssl.trainable import Batch, Losses, Progress
-from medssl.views import GridCrops, overlap_fractions
+from medssl.views import EdgesMm, GridCrops, overlap_fractions
 
 Preset = Literal["paper", "released", "v1", "v2", "nnssl", "medssl"]
 Grid = tuple[int, int, int]
@@ -122,7 +122,7 @@ class Config(BaseConfig):
     preset: Preset = "medssl"
     crop_voxels: tuple[int, int, int] = (32, 32, 32)
     position_mode: Literal["resize", "crop"] = "resize"
-    cell_mm: tuple[float, float, float] | None = None
+    cell_mm: EdgesMm = None
     augment: AugmentOption = Field(_AUGMENT)
     reg_bases: int | None = Field(None, ge=2)
     inter_min_similarity: float = Field(0.1, ge=0.0, lt=1.0)

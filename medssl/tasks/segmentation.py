@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int64, Integer, Shaped
-from pydantic import Field, JsonValue, PositiveFloat
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from medssl import config as configuration
@@ -23,7 +23,7 @@ from medssl.nn.bundle import Bundle, load_into
 from medssl.nn.decoder import Decoder
 from medssl.tasks.base import Task
 from medssl.trainable import Batch, Losses, ParamGroup, Progress, split_decay
-from medssl.views import LabelledCrop
+from medssl.views import EdgesMm, LabelledCrop
 
 _FREE_DECODER_KEYS = ("out_channels", "deep_supervision")  # these shape the last layers alone
 
@@ -71,7 +71,7 @@ class Config(configuration.Config):
     """
 
     crop_voxels: tuple[int, int, int]
-    crop_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    crop_mm: EdgesMm = None
     augment: dict[str, JsonValue] | list[dict[str, JsonValue]] = Field(default_factory=_light)
     foreground_share: float = Field(0.67, ge=0, le=1)
     dice_weight: float = Field(1.0, ge=0)

@@ -9,6 +9,7 @@ from medssl.views.crops import LabelledCrop, RandomCrop
 from medssl.views.grid import GridCrops, resize_linear, resize_weights
 from medssl.views.multicrop import MultiCrop
 from medssl.views.pairs import OverlapPair
+from medssl.views.placing import EdgesMm, RegionOption
 from medssl.views.slices import PLANES, SliceViews
 
 __all__ = [
@@ -16,11 +17,13 @@ __all__ = [
     "PLANES",
     "Box",
     "CaseArrays",
+    "EdgesMm",
     "GridCrops",
     "LabelledCrop",
     "MultiCrop",
     "OverlapPair",
     "RandomCrop",
+    "RegionOption",
     "SliceViews",
     "ViewSampler",
     "atlas_coordinates",

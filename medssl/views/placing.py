@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, TypeGuard
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
+from pydantic import BeforeValidator
 
 from medssl.errors import CaseError, ConfigError
 from medssl.views.base import BODY, CaseArrays
@@ -19,6 +21,51 @@ Region = Mapping[str, tuple[float, float]]
 _TOLERANCE = 1e-6  # voxels; below what a double loses in mm
 
 
+def _edges(value: object) -> object:
+    if value is None:
+        return None
+    if not _are_numbers(value, 3) or min(value) <= 0:
+        raise ValueError("give three numbers in mm above 0, such as [64, 64, 64]")
+    return tuple(value)
+
+
+def _shares(value: object) -> object:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError("write {SI: [0.3, 0.7]}; the part of the body belongs in the preparation")
+    if (fault := _region_fault(value)) is not None:
+        raise ValueError(fault)
+    return {axis: tuple(bounds) for axis, bounds in value.items()}
+
+
+def _region_fault(region: Mapping[str, object]) -> str | None:
+    """What is wrong with a region as somebody wrote it, and what to write."""
+    for axis, bounds in region.items():
+        if axis not in AXES:
+            return f"there is no axis {axis}; axes are {', '.join(AXES)}, as in {{SI: [0.3, 0.7]}}"
+        if not _are_numbers(bounds, 2) or not all(0 <= bound <= 1 for bound in bounds):
+            return f"{axis} needs two shares of the body, from 0 to 1; write {{{axis}: [0.3, 0.7]}}"
+        if bounds[0] > bounds[1]:
+            return f"the bounds of {axis} are swapped; write {{{axis}: [{bounds[1]}, {bounds[0]}]}}"
+    return None
+
+
+def _are_numbers(value: object, count: int) -> TypeGuard[Sequence[float]]:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == count
+        and all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
+    )
+
+
+EdgesMm = Annotated[tuple[float, float, float] | None, BeforeValidator(_edges)]
+"""Three edge lengths in mm above 0, as an option of a configuration."""
+
+RegionOption = Annotated[dict[str, tuple[float, float]] | None, BeforeValidator(_shares)]
+"""A :data:`Region` as an option of a configuration."""
+
+
 @dataclass(frozen=True)
 class Placing:
     """Which places of a crop are drawn.
@@ -28,18 +75,15 @@ class Placing:
         region: ``{"SI": (0.3, 0.7)}``: the share of the body box, along each axis named, that centres lie in.
 
     Raises:
-        ConfigError: for an unknown axis, or bounds that are not in order.
+        ConfigError: for an unknown axis, or bounds that are not two shares in order.
     """
 
     inside_body: bool = False
     region: Region = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for axis, bounds in self.region.items():
-            if axis not in AXES or len(bounds) != 2 or bounds[0] > bounds[1]:
-                raise ConfigError(
-                    f"region {axis}: {list(bounds)}; axes are {', '.join(AXES)}, each with its lower and upper share."
-                )
+        if (fault := _region_fault(self.region)) is not None:
+            raise ConfigError(f"region: {fault}.")
 
     def body(self, case: CaseArrays) -> Shaped[np.ndarray, "n 3"]:
         """Sampled voxels of the body in the region; none if they are not wanted, or there is no mask."""
@@ -128,7 +172,7 @@ def require_mm(case: CaseArrays, option: str) -> None:
     if not case.is_metric:
         raise CaseError(
             f"case {case.case_id}: its voxel size in mm is not known, and {option} needs it. "
-            f"Leave {option} out, or the case.",
+            f"Set assume_spacing_mm in the preparation and prepare again, or leave {option} out.",
             code="E_SPACING_UNKNOWN",
         )
 

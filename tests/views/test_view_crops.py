@@ -233,6 +233,7 @@ def test_a_size_in_mm_of_a_case_without_voxel_size_is_refused():
     with pytest.raises(CaseError, match="case case_1: its voxel size in mm is not known, and crop_mm") as caught:
         RandomCrop((4, 4, 4), crop_mm=(4.0, 4.0, 4.0))([case], np.random.default_rng(0))
     assert caught.value.code == "E_SPACING_UNKNOWN"
+    assert "Set assume_spacing_mm in the preparation" in str(caught.value)
 
 
 def test_a_region_is_a_share_of_the_body_and_holds_the_centres():
@@ -331,8 +332,10 @@ def test_a_crop_is_black_even_if_its_margin_is_not():
         ({"crop_mm": (4.0, 0.0, 4.0)}, "crop_mm is .* 3 numbers above 0"),
         ({"margin": -0.1}, "margin is -0.1; it needs one share"),
         ({"margin": (0.1, 0.1)}, "one for each axis"),
-        ({"region": {"IS": (0.1, 0.2)}}, "region IS: .*; axes are LR, AP, SI"),
-        ({"region": {"SI": (0.8, 0.2)}}, "region SI: .* lower and upper share"),
+        ({"region": {"IS": (0.1, 0.2)}}, "region: there is no axis IS; axes are LR, AP, SI"),
+        ({"region": {"SI": (0.8, 0.2)}}, r"region: the bounds of SI are swapped; write {SI: \[0.2, 0.8\]}"),
+        ({"region": {"AP": (30, 70)}}, "region: AP needs two shares of the body, from 0 to 1"),
+        ({"region": {"AP": (0.3,)}}, "region: AP needs two shares of the body, from 0 to 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, reason):

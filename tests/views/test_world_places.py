@@ -226,7 +226,7 @@ def test_an_affine_pipeline_gives_the_pixels_of_simpleitk_on_the_followed_grid(t
 def test_real_scans_move_as_in_simpleitk(folder, tmp_path):
     paths = [path for path in sorted((REAL_DATA / folder).rglob("*.nii.gz")) if "label" not in str(path)][:2]
     for path in paths:
-        cases = store_of(tmp_path / path.name, {"real": (path, None)})
+        cases = store_of(tmp_path / path.name, {"real": (path, None)}, body_mask={"mode": "otsu"})
         sampler = RandomCrop((20, 24, 16), crop_mm=(26, 30, 24), margin=0.25)
         compare_with_simpleitk(path, list(seen(cases, sampler, "image", (20, 24, 16), build_augment([TURN, MIRROR]))))
 

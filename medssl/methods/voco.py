@@ -375,6 +375,10 @@ def _conflicts(config: Config, objective: Objective) -> list[tuple[bool, str]]:
     reg_bases = config.reg_bases
     return [
         (min(objective.grid) < 1 or num_bases < 2, f"grid {list(objective.grid)} has fewer than two bases"),
+        (
+            config.cell_mm is not None and config.position_mode == "resize",
+            "cell_mm has no effect where the grid is laid over the whole volume; set position_mode to crop",
+        ),
         (min(config.crop_voxels) < 1, f"crop_voxels {list(config.crop_voxels)} must be at least 1"),
         (
             (objective.pos_weight == "all") != (objective.neg_form == "paper"),

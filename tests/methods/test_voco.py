@@ -374,6 +374,7 @@ def test_inter_follows_the_next_volume():  # methods.md 2.3
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"cell_mm": [8.0, 8.0, 8.0]}, "cell_mm has no effect"),
         ({"grid": [1, 1, 1]}, "fewer than two bases"),
         ({"crop_voxels": [0, 8, 8]}, "at least 1"),
         ({"pos_weight": "all"}, "go together"),

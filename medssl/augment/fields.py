@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from medssl.augment.resample import compiled
+from medssl.augment.threads import share
 from medssl.errors import ConfigError
 
 _LEVELS = 1 << 16
@@ -63,7 +64,7 @@ def add_normal(
     def work(start: int, stop: int) -> None:
         kernels.add_normal_blocks(rows, bases, strength, table, target, start, stop)
 
-    kernels.share(work, len(rows) * -(-rows.shape[1] // 1024), voxels=rows.size)
+    share(work, len(rows) * -(-rows.shape[1] // 1024), voxels=rows.size)
     return out.reshape(x.shape)
 
 
@@ -87,7 +88,7 @@ def uniform_field(
     def work(start: int, stop: int) -> None:
         kernels.uniform_blocks(state, target, start, stop)
 
-    kernels.share(work, len(target) * -(-target.shape[1] // 512), voxels=target.size)
+    share(work, len(target) * -(-target.shape[1] // 512), voxels=target.size)
     return out
 
 

@@ -24,6 +24,7 @@ from medssl.augment.base import (
 )
 from medssl.augment.fields import add_normal
 from medssl.augment.images import NOT_HU, ONLY_HU, Domain
+from medssl.augment.power import power
 from medssl.augment.products import product
 from medssl.augment.windows import WINDOWS
 from medssl.views import resize_weights
@@ -51,10 +52,7 @@ class Noise(Augment[NoiseConfig]):
         }
 
     def change(
-        self,
-        x: Float[Tensor, "b c *s"],
-        params: Params,
-        spacing_mm: Float64[Tensor, "b d"],
+        self, x: Float[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"]
     ) -> Float[Tensor, "b c *s"]:
         """Give ``x + sigma * n``."""
         return add_normal(x, params["field_seed"], params["sigma"])
@@ -175,8 +173,7 @@ class Gamma(Augment[GammaConfig]):
     ) -> Float[Tensor, "b c *s"]:
         """Give ``low + range * ((x - low) / range) ** gamma``; a constant channel stays as it is."""
         low, high = extremes(x)
-        span = torch.where(high > low, high - low, 1.0)
-        return ((x - low) / span).clamp_(0, 1).pow_(wide(params["gamma"], x)).mul_(span).add_(low)
+        return power(x, params["gamma"], low=low, high=high)
 
 
 class BrightnessConfig(AugmentConfig):
@@ -232,7 +229,9 @@ class Contrast(Augment[ContrastConfig]):
         """Give ``mean + factor * (x - mean)``, clipped to the old range."""
         low, high = extremes(x)
         mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
-        return (x - mean).mul_(wide(params["factor"], x)).add_(mean).clamp_(low, high)
+        factor = wide(params["factor"], x)
+        out = (x * factor).add_(mean * (1 - factor))
+        return torch.minimum(torch.maximum(out, low, out=out), high, out=out)  # clamp takes ten times as long
 
 
 class WindowConfig(AugmentConfig):

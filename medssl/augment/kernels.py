@@ -1,4 +1,4 @@
-"""Compiled loops of the CPU: resampling from stored voxels, and random fields. Import this file only where it is used.
+"""Compiled loops of the CPU: resampling, random fields and powers. Import this file only where it is used.
 
 Each works on flat arrays and on a range of planes or samples, holds no lock of the interpreter, and leaves the
 vector units full: where the processor must fetch voxels one by one, it does so into short rows, and computes on those.
@@ -6,159 +6,23 @@ vector units full: where the processor must fetch voxels one by one, it does so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
-import torch
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.extending import intrinsic
 
-F = TypeVar("F", bound=Callable[..., Any])
+from medssl.augment.jit import bits_of, compile_loop, copy, copy_pair, float_of, get, pair, put
 
-_instruction: Callable[[Callable[..., Any]], Any] = intrinsic
-
-_LEAST_WORK = 1 << 16  # voxels a thread; below, starting it costs more than it saves
 _BLOCK = 256  # hashes a pass, so that their values stay in the first cache
+_STRIDE = 1 << 14  # numbers whose power is taken in one piece
 
 _f32, _i32, _u64 = np.float32, np.int32, np.uint64
 _HALF, _ZERO, _ONE = np.float32(0.5), np.float32(0.0), np.float32(1.0)
+_SMALL, _LEAST_POWER, _MANTISSA = np.float32(2.0**-24), np.float32(-126.0), np.int32(0x7FFFFF)
+_ROOT_HALF = np.int32(0x3F3504F3)  # the bits of sqrt(1/2)
 _GAMMA, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def share(work: Callable[[int, int], None], num: int, *, voxels: int) -> None:
-    """Run ``work(start, stop)`` over ``num`` things, on as many threads as torch may use.
-
-    Args:
-        work: Holds no lock of the interpreter; its ranges never touch the same output.
-        num: Planes or samples.
-        voxels: Size of all things together; little work stays on the calling thread, as it does in a loader's worker.
-    """
-    threads = min(torch.get_num_threads(), num, voxels // _LEAST_WORK)
-    if threads <= 1:
-        work(0, num)
-        return
-    cuts = [num * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, cuts[:-1], cuts[1:]))
-
-
-def _compiled(*, contract: bool) -> Callable[[F], F]:
-    """Compile at the first call and keep the machine code on disk; ``contract`` allows fused multiply-add."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"} if contract else False}
-
-    def wrap(function: F) -> F:
-        try:
-            return cast(F, numba.njit(cache=True, **options)(function))
-        except RuntimeError:  # no folder that this user may write to
-            return cast(F, numba.njit(**options)(function))
-
-    return wrap
-
-
-def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:  # pragma: no cover
-    """Address of an element, without the sign check of Python's indices."""
-    struct = context.make_array(array_type)(context, builder, array)
-    if index.type.width < 64:
-        index = builder.sext(index, ir.IntType(64))
-    return builder.gep(struct.data, [index])
-
-
-def _outputs(builder: Any) -> Any:  # pragma: no cover
-    """Mark of a store that no marked load can see, without which the compiler does not vectorise."""
-    module = builder.module
-    domain = module.add_metadata([ir.MetaDataString(module, "medssl")])
-    return module.add_metadata([module.add_metadata([ir.MetaDataString(module, "medssl outputs"), domain])])
-
-
-@_instruction
-def _get(_typing: Any, array: Any, index: Any) -> Any:  # pragma: no cover
-    """``array[index]`` of an array that the loop does not write."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(_place(context, builder, signature.args[0], args[0], args[1]))
-        value.set_metadata("noalias", _outputs(builder))
-        return value
-
-    return array.dtype(array, index), generate
-
-
-@_instruction
-def _put(_typing: Any, array: Any, index: Any, _value: Any) -> Any:  # pragma: no cover
-    """``array[index] = value`` of an array that the loop does not read."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store = builder.store(args[2], _place(context, builder, signature.args[0], args[0], args[1]))
-        store.set_metadata("alias.scope", _outputs(builder))
-        return context.get_dummy_value()
-
-    return numba.types.void(array, index, array.dtype), generate
-
-
-@_instruction
-def _copy(_typing: Any, array: Any, index: Any, target: Any, place: Any) -> Any:  # pragma: no cover
-    """``target[place] = array[index]``, one voxel at a time."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(_place(context, builder, signature.args[0], args[0], args[1]))
-        builder.store(value, _place(context, builder, signature.args[2], args[2], args[3]))
-        return context.get_dummy_value()
-
-    return numba.types.void(array, index, target, place), generate
-
-
-@_instruction
-def _copy_pair(_typing: Any, array: Any, index: Any, target: Any, place: Any) -> Any:  # pragma: no cover
-    """``target[2 * place : 2 * place + 2] = array[index : index + 2]`` as one word."""
-    bits = array.dtype.bitwidth
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(2 * bits).as_pointer()
-        source = builder.bitcast(_place(context, builder, signature.args[0], args[0], args[1]), word)
-        twice = builder.shl(args[3], args[3].type(1))
-        goal = builder.bitcast(_place(context, builder, signature.args[2], args[2], twice), word)
-        value = builder.load(source)
-        value.align = bits // 8
-        builder.store(value, goal).align = bits // 8
-        return context.get_dummy_value()
-
-    return numba.types.void(array, index, target, place), generate
-
-
-@_instruction
-def _pair(_typing: Any, array: Any, place: Any) -> Any:  # pragma: no cover
-    """Both values that :func:`_copy_pair` has put at ``place``, as float32."""
-    dtype = array.dtype
-    bits = dtype.bitwidth
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        twice = builder.shl(args[1], args[1].type(1))
-        first = _place(context, builder, signature.args[0], args[0], twice)
-        if isinstance(dtype, numba.types.Float):
-            second = builder.gep(first, [ir.IntType(64)(1)])
-            values = [builder.load(first), builder.load(second)]
-            for value in values:
-                value.set_metadata("noalias", _outputs(builder))
-        else:
-            word = builder.load(builder.bitcast(first, ir.IntType(2 * bits).as_pointer()))
-            word.align = bits // 8
-            word.set_metadata("noalias", _outputs(builder))
-            up = word.type(bits)
-            if dtype.signed:
-                halves = [builder.ashr(builder.shl(word, up), up), builder.ashr(word, up)]
-                values = [builder.sitofp(half, ir.FloatType()) for half in halves]
-            else:
-                halves = [builder.lshr(builder.shl(word, up), up), builder.lshr(word, up)]
-                values = [builder.uitofp(half, ir.FloatType()) for half in halves]
-        return context.make_tuple(builder, signature.return_type, values)
-
-    both: Any = numba.types.UniTuple
-    return both(numba.types.float32, 2)(array, place), generate
-
-
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _walk(linear: Any, shift: Any, i: Any, j: Any, at: Any) -> None:  # pragma: no cover  compiled
     """Box coordinates of one row of the output."""
     num = at.size // 3
@@ -166,10 +30,10 @@ def _walk(linear: Any, shift: Any, i: Any, j: Any, at: Any) -> None:  # pragma: 
         start = _f32(linear[axis, 0] * i + linear[axis, 1] * j + shift[axis])
         step = _f32(linear[axis, 2])
         for k in range(num):
-            _put(at, axis * num + k, start + step * _f32(k))
+            put(at, axis * num + k, start + step * _f32(k))
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _knot(index: Any, num: Any, knots: Any) -> Any:  # pragma: no cover  compiled
     """The knots on both sides of an output voxel, and its distance from the lower one."""
     where = _f32(index * (knots - 1)) / _f32(max(num - 1, 1))
@@ -177,19 +41,19 @@ def _knot(index: Any, num: Any, knots: Any) -> Any:  # pragma: no cover  compile
     return low, min(low + 1, knots - 1), where - _f32(low)
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _mix(low: Any, high: Any, share_of_high: Any, out: Any) -> None:  # pragma: no cover  compiled
     for k in range(out.size):
-        _put(out, k, _get(low, k) + share_of_high * (_get(high, k) - _get(low, k)))
+        put(out, k, get(low, k) + share_of_high * (get(high, k) - get(low, k)))
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _bend(low: Any, high: Any, share_of_high: Any, at: Any, bent: Any) -> None:  # pragma: no cover  compiled
     for k in range(at.size):
-        _put(bent, k, _get(at, k) + _get(low, k) + share_of_high * (_get(high, k) - _get(low, k)))
+        put(bent, k, get(at, k) + get(low, k) + share_of_high * (get(high, k) - get(low, k)))
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _linear_places(  # noqa: PLR0917
     at: Any, sizes: Any, steps: Any, outside: Any, place: Any, part: Any
 ) -> None:  # pragma: no cover  compiled
@@ -199,18 +63,18 @@ def _linear_places(  # noqa: PLR0917
     last_x, last_y, last_z = _i32(max(sizes[0] - 2, 0)), _i32(max(sizes[1] - 2, 0)), _i32(max(sizes[2] - 2, 0))
     step_x, step_y = _i32(steps[0]), _i32(steps[1])
     for k in range(num):
-        x, y, z = _get(at, k), _get(at, num + k), _get(at, 2 * num + k)
+        x, y, z = get(at, k), get(at, num + k), get(at, 2 * num + k)
         u, v, w = min(max(x, _ZERO), most_x), min(max(y, _ZERO), most_y), min(max(z, _ZERO), most_z)
         first, second, third = min(_i32(u), last_x), min(_i32(v), last_y), min(_i32(w), last_z)
-        _put(place, k, _i32(first * step_x + second * step_y + third))
-        _put(part, k, u - _f32(first))
-        _put(part, num + k, v - _f32(second))
-        _put(part, 2 * num + k, w - _f32(third))
+        put(place, k, _i32(first * step_x + second * step_y + third))
+        put(part, k, u - _f32(first))
+        put(part, num + k, v - _f32(second))
+        put(part, 2 * num + k, w - _f32(third))
         kept_x, kept_y = max(_ONE - outside * abs(x - u), _ZERO), max(_ONE - outside * abs(y - v), _ZERO)
-        _put(part, 3 * num + k, kept_x * kept_y * max(_ONE - outside * abs(z - w), _ZERO))
+        put(part, 3 * num + k, kept_x * kept_y * max(_ONE - outside * abs(z - w), _ZERO))
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _nearest_places(at: Any, sizes: Any, steps: Any, outside: Any, place: Any) -> None:  # pragma: no cover  compiled
     """Nearest voxel, ``floor(c + 0.5)``; -1 outside the box where that counts."""
     num = place.size
@@ -218,50 +82,50 @@ def _nearest_places(at: Any, sizes: Any, steps: Any, outside: Any, place: Any) -
     step_x, step_y = _i32(steps[0]), _i32(steps[1])
     goes_on = outside == _ZERO
     for k in range(num):
-        x, y, z = _get(at, k) + _HALF, _get(at, num + k) + _HALF, _get(at, 2 * num + k) + _HALF
+        x, y, z = get(at, k) + _HALF, get(at, num + k) + _HALF, get(at, 2 * num + k) + _HALF
         u, v, w = min(max(x, _ZERO), num_x - _ONE), min(max(y, _ZERO), num_y - _ONE), min(max(z, _ZERO), num_z - _ONE)
         inside = (x >= _ZERO) & (x < num_x) & (y >= _ZERO) & (y < num_y) & (z >= _ZERO) & (z < num_z)
         index = _i32(_i32(u) * step_x + _i32(v) * step_y + _i32(w))
-        _put(place, k, index if inside | goes_on else _i32(-1))
+        put(place, k, index if inside | goes_on else _i32(-1))
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _fetch(box: Any, place: Any, step: Any, row: Any) -> None:  # pragma: no cover  compiled
     for k in range(place.size):
-        _copy_pair(box, _i32(place[np.uintp(k)] + step), row, k)
+        copy_pair(box, _i32(place[np.uintp(k)] + step), row, k)
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _fetch_labels(box: Any, place: Any, out: Any) -> None:  # pragma: no cover  compiled
     for k in range(place.size):
         index = place[np.uintp(k)]
         if index >= 0:
-            _copy(box, index, out, k)
+            copy(box, index, out, k)
         else:
             out[np.uintp(k)] = 0
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def _blend(rows: Any, part: Any, fill: Any, window: Any, out: Any) -> None:  # pragma: no cover  compiled
     """Interpolate between the eight neighbours, then window."""
     num = out.size
     low, scale, least, most = window
     a, b, c, d = rows
     for k in range(num):
-        x, y, z, kept = _get(part, k), _get(part, num + k), _get(part, 2 * num + k), _get(part, 3 * num + k)
-        a0, a1 = _pair(a, k)
-        b0, b1 = _pair(b, k)
-        c0, c1 = _pair(c, k)
-        d0, d1 = _pair(d, k)
+        x, y, z, kept = get(part, k), get(part, num + k), get(part, 2 * num + k), get(part, 3 * num + k)
+        a0, a1 = pair(a, k)
+        b0, b1 = pair(b, k)
+        c0, c1 = pair(c, k)
+        d0, d1 = pair(d, k)
         ab, bb, cb, db = a0 + z * (a1 - a0), b0 + z * (b1 - b0), c0 + z * (c1 - c0), d0 + z * (d1 - d0)
         near, far = ab + y * (bb - ab), cb + y * (db - cb)
         value = near + x * (far - near)
         value = fill + kept * (value - fill) if kept > _ZERO else fill
         value = (value - low) * scale
-        _put(out, k, least if value < least else (most if value > most else value))
+        put(out, k, least if value < least else (most if value > most else value))
 
 
-@_compiled(contract=True)
+@compile_loop(contract=True)
 def resample_planes(  # noqa: PLR0917  numba knows no keyword-only arguments
     box: Any,
     labels: Any,
@@ -335,7 +199,7 @@ def resample_planes(  # noqa: PLR0917  numba knows no keyword-only arguments
                     _fetch_labels(labels[sample, channel].reshape(-1), place, out_labels[sample, channel, i, j])
 
 
-@_compiled(contract=False)
+@compile_loop(contract=False)
 def _hash(value: Any) -> Any:  # pragma: no cover  compiled
     """The finaliser of SplitMix64."""
     value = (value ^ (value >> _u64(30))) * _FIRST
@@ -343,20 +207,20 @@ def _hash(value: Any) -> Any:  # pragma: no cover  compiled
     return value ^ (value >> _u64(31))
 
 
-@_compiled(contract=False)
+@compile_loop(contract=False)
 def _hashes(base: Any, first: Any, out: Any) -> None:  # pragma: no cover  compiled
     for k in range(out.size):
-        _put(out, k, _hash(base + (_u64(first + k) + _u64(1)) * _GAMMA))
+        put(out, k, _hash(base + (_u64(first + k) + _u64(1)) * _GAMMA))
 
 
-@_compiled(contract=False)
+@compile_loop(contract=False)
 def _add(x: Any, sigma: Any, noise: Any, out: Any) -> None:  # pragma: no cover  compiled
     """Two roundings, as on a device: no fused multiply-add."""
     for k in range(out.size):
-        _put(out, k, _get(x, k) + sigma * _get(noise, k))
+        put(out, k, get(x, k) + sigma * get(noise, k))
 
 
-@_compiled(contract=False)
+@compile_loop(contract=False)
 def add_normal_blocks(  # noqa: PLR0917
     x: Any, bases: Any, sigma: Any, table: Any, out: Any, start: Any, stop: Any
 ) -> None:  # pragma: no cover  compiled
@@ -385,7 +249,7 @@ def add_normal_blocks(  # noqa: PLR0917
         _add(x[sample, first:last], sigma[sample], noise[: last - first], out[sample, first:last])
 
 
-@_compiled(contract=False)
+@compile_loop(contract=False)
 def uniform_blocks(bases: Any, out: Any, start: Any, stop: Any) -> None:  # pragma: no cover  compiled
     """Give numbers in [0, 1) for blocks of 512, two a hash, of 24 bits each; arguments as above."""
     num = out.shape[1]
@@ -397,3 +261,58 @@ def uniform_blocks(bases: Any, out: Any, start: Any, stop: Any) -> None:  # prag
         for k in range(min(2 * _BLOCK, num - first)):
             bits = (hashes[k >> 1] >> _u64(8 + 32 * (k & 1))) & _u64(0xFFFFFF)
             out[sample, first + k] = _f32(bits) * _f32(2.0**-24)
+
+
+@compile_loop(contract=True)
+def _log2(value: Any) -> Any:  # pragma: no cover  compiled
+    """Logarithm of a positive number, by the polynomial of Cephes' ``logf`` between the roots of 1/2 and 2."""
+    bits = _i32(bits_of(value) - _ROOT_HALF)
+    f = float_of(_i32(_i32(bits & _MANTISSA) + _ROOT_HALF)) - _ONE
+    p = _f32(7.0376836292e-2) * f - _f32(1.1514610310e-1)
+    p = (p * f + _f32(1.1676998740e-1)) * f - _f32(1.2420140846e-1)
+    p = (p * f + _f32(1.4249322787e-1)) * f - _f32(1.6668057665e-1)
+    p = (p * f + _f32(2.0000714765e-1)) * f - _f32(2.4999993993e-1)
+    natural = (p * f + _f32(3.3333331174e-1)) * f * f * f - _HALF * f * f + f
+    return _f32(_i32(bits >> _i32(23))) + natural * _f32(1.4426950408889634)
+
+
+@compile_loop(contract=True)
+def _exp2(value: Any) -> Any:  # pragma: no cover  compiled
+    """Power of 2 of a number from -126 to 127, by the polynomial of Cephes' ``exp2f``."""
+    near = np.floor(value + _HALF)
+    r = value - near
+    p = (_f32(1.535336188319500e-4) * r + _f32(1.339887440266574e-3)) * r + _f32(9.618437357674640e-3)
+    p = (p * r + _f32(5.550332471162809e-2)) * r + _f32(2.402264791363012e-1)
+    p = (p * r + _f32(6.931472028550421e-1)) * r + _ONE
+    return p * float_of(_i32(_i32(_i32(near) + _i32(127)) << _i32(23)))
+
+
+@compile_loop(contract=True)
+def _power(x: Any, low: Any, span: Any, exponent: Any, out: Any) -> None:  # pragma: no cover  compiled
+    for k in range(out.size):
+        share_of_span = min((get(x, k) - low) / span, _ONE)
+        power = _exp2(max(exponent * _log2(share_of_span), _LEAST_POWER))
+        put(out, k, low + span * (power if share_of_span > _ZERO else _ZERO))
+
+
+@compile_loop(contract=True)
+def power_blocks(  # noqa: PLR0917
+    x: Any, low: Any, span: Any, exponent: Any, out: Any, start: Any, stop: Any
+) -> None:  # pragma: no cover  compiled
+    """Give ``low + span * ((x - low) / span) ** exponent`` for blocks of 16384 numbers.
+
+    Args:
+        x: (r, n) float32, not below ``low``.
+        low: (r,) float32.
+        span: (r,) float32, above 0.
+        exponent: (r,) float32, above 0.
+        out: (r, n) float32.
+        start: First block; block ``t`` is ``t % B`` of row ``t // B`` with ``B = ceil(n / 16384)``.
+        stop: Behind the last block.
+    """
+    num = x.shape[1]
+    blocks = (num + _STRIDE - 1) // _STRIDE
+    for t in range(start, stop):
+        row, first = t // blocks, t % blocks * _STRIDE
+        last = min(first + _STRIDE, num)
+        _power(x[row, first:last], low[row], span[row], exponent[row], out[row, first:last])

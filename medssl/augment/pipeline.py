@@ -18,6 +18,7 @@ from medssl.augment.threads import in_threads
 from medssl.errors import CaseError, ConfigError
 
 _MARGIN_DRAWS = 256
+_MARGIN_GROUP = 16  # draws at a time; the bends of all take 150 MiB
 _MOST_MARGIN = 0.25
 _BLANK = 1e-6  # what rounding leaves of a constant
 _NOISE_HU = 100.0
@@ -164,17 +165,17 @@ class Pipeline(nn.Module):
         dims = 2 if crop_voxels[2] == 1 else 3
         if not len(self.spatial):
             return 0.0, 0.0, 0.0
-        count = _MARGIN_DRAWS
-        frame = Frame.whole(torch.empty(count, 1, *crop_voxels[:dims]), spacing_mm)
-        seeds = torch.arange(count)
-        to_box, moved = compose([(augment, augment.draw(seeds)) for augment in self._spatial()], frame)
-        last = torch.tensor(frame.shape, dtype=torch.float64) - 1
+        last = torch.tensor(crop_voxels[:dims], dtype=torch.float64) - 1
         corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * dims) * last
-        places = corners @ to_box[:, :dims, :dims].mT + to_box[:, None, :dims, dims]
-        beyond = torch.maximum(0.0 - places, places - last).amax(dim=(0, 1))
-        if moved is not None:
-            beyond = beyond + moved.double().abs().transpose(0, 1).flatten(1).amax(dim=1)
-        share = (beyond.clamp(min=0) / (last + 1)).clamp(max=_MOST_MARGIN)
+        beyond = bent = torch.zeros(dims, dtype=torch.float64)
+        for seeds in torch.split(torch.arange(_MARGIN_DRAWS), _MARGIN_GROUP):
+            frame = Frame.whole(torch.empty(len(seeds), 1, *crop_voxels[:dims]), spacing_mm)
+            to_box, moved = compose([(augment, augment.draw(seeds)) for augment in self._spatial()], frame)
+            places = corners @ to_box[:, :dims, :dims].mT + to_box[:, None, :dims, dims]
+            beyond = torch.maximum(beyond, torch.maximum(0.0 - places, places - last).amax(dim=(0, 1)))
+            if moved is not None:
+                bent = torch.maximum(bent, moved.double().abs().transpose(0, 1).flatten(1).amax(dim=1))
+        share = ((beyond + bent) / (last + 1)).clamp(max=_MOST_MARGIN)
         x, y, z = [*share.tolist(), 0.0][:3]
         return x, y, z
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from medssl.augment.threads import share
 from medssl.errors import GeometryError
 
 _KERNEL_TYPES = {torch.int16, torch.uint8, torch.float32}
@@ -78,7 +79,7 @@ def resample(
         if on_cpu:
             _on_cpu(boxes, rows, out, moved)
         else:
-            for part in rows.split(max(1, _VOXELS_AT_ONCE // math.prod(shape))):
+            for part in torch.split(rows, max(1, _VOXELS_AT_ONCE // math.prod(shape))):
                 _on_device(boxes, part, out, moved)
     return out, moved if moved is None or label is None else moved.view(label.dtype)
 
@@ -274,4 +275,4 @@ def _on_cpu(boxes: _Boxes, rows: Int64[Tensor, " r"], out: Tensor, moved: Tensor
         kernels.resample_planes(*arrays, fill, outside, start, stop)
 
     num = len(rows) * shape[0]
-    kernels.share(work, num, voxels=num * shape[1] * shape[2])
+    share(work, num, voxels=num * shape[1] * shape[2])

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import torch
 
+_LEAST_WORK = 1 << 16  # voxels a thread; below, starting it costs more than it saves
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -36,10 +38,28 @@ def in_threads(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
     return list(_pool(threads).map(without_gradient, items))
 
 
+def share(work: Callable[[int, int], None], num: int, *, voxels: int) -> None:
+    """Run ``work(start, stop)`` over ``num`` things, on as many threads as torch may use here.
+
+    Args:
+        work: Holds no lock of the interpreter; its ranges never touch the same output.
+        num: Planes, blocks or samples.
+        voxels: Size of all things together; little work stays on the calling thread.
+    """
+    parts = max(1, min(torch.get_num_threads(), num, voxels // _LEAST_WORK))
+    cuts = [num * part // parts for part in range(parts + 1)]
+    in_threads(lambda part: work(cuts[part], cuts[part + 1]), range(parts))
+
+
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(threads, "augment", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "augment", initializer=_one_thread)
     together = Barrier(threads)
     list(pool.map(lambda _: together.wait(), range(threads)))  # all threads start now
     torch.set_num_threads(threads)  # what they have set is also the number that later threads begin with
     return pool
+
+
+def _one_thread() -> None:
+    torch.get_num_threads()  # the first call in a thread takes over the number of the others
+    torch.set_num_threads(1)

@@ -376,7 +376,7 @@ def test_without_numba_there_are_no_kernels(monkeypatch):
 
 
 def test_without_a_folder_to_write_to_kernels_are_compiled_each_time(monkeypatch):
-    kernels = compiled()
+    jit = importlib.import_module("medssl.augment.jit")
     asked = []
 
     def njit(**options):
@@ -385,8 +385,8 @@ def test_without_a_folder_to_write_to_kernels_are_compiled_each_time(monkeypatch
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(kernels.numba, "njit", njit)
-    assert kernels._compiled(contract=True)(abs) is abs
+    monkeypatch.setattr(jit.numba, "njit", njit)
+    assert jit.compile_loop(contract=True)(abs) is abs
     assert [options.get("cache", False) for options in asked] == [True, False]
 
 

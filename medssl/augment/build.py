@@ -40,6 +40,13 @@ class _Line:
         """How messages call it."""
         return f"augment {self.name}" if self.preset is None else f"augment {self.name} of preset {self.preset.name}"
 
+    @property
+    def remedy(self) -> str:
+        """How it is left out."""
+        if self.preset is None:
+            return "Take it out."
+        return f"Leave it out with {{preset: {self.preset.name}, without: [{self.name}]}}."
+
 
 def build_augment(
     configs: Sequence[Mapping[str, Any]] | Mapping[str, Any],
@@ -158,9 +165,17 @@ def _check_presets(lines: Sequence[_Line], images: Images | None) -> None:
 def _check_together(one: Preset, other: Preset) -> None:
     """Refuse two presets that are for different images."""
     both = f"augment presets {one.name} and {other.name}"
-    for what, mine, theirs in [("modality", one.modality, other.modality), ("domain", one.domain, other.domain)]:
-        if mine is not None and theirs is not None and mine != theirs:
-            raise ConfigError(f"{both}: for {what} {mine} and {theirs}. Take one of them.", code="E_PRESET_CONFLICT")
+    if one.modality is not None and other.modality is not None and one.modality != other.modality:
+        raise ConfigError(
+            f"{both}: one is for {one.modality}, the other for {other.modality}. Take one of them.",
+            code="E_PRESET_CONFLICT",
+        )
+    if one.domain is not None and other.domain is not None and one.domain != other.domain:
+        raise ConfigError(
+            f"{both}: one needs values that are {_VALUES[one.domain]}, the other {_VALUES[other.domain]}. Take one of "
+            "them.",
+            code="E_PRESET_CONFLICT",
+        )
     if one.region is not None and other.region is not None and not share_anatomy(one.region, other.region):
         raise ConfigError(
             f"{both}: for the {one.region} and the {other.region}. Take one of them.", code="E_PRESET_CONFLICT"
@@ -244,7 +259,7 @@ def _check_domains(lines: Sequence[tuple[_Line, Augment[Any]]], images: Images |
             behind = "Put it behind a window, or take it out." if possible == ONLY_HU else "Move it, or take it out."
             raise ConfigError(
                 f"{line.label}: needs values that are {_values(augment.takes)}; at its place they are "
-                f"{_values(possible)}. {'Take it out.' if is_unit else behind}",
+                f"{_values(possible)}. {line.remedy if is_unit else behind}",
                 code="E_UNIT" if is_unit else "E_DOMAIN",
             )
         possible = frozenset(augment.gives(domain) for domain in possible & augment.takes)
@@ -262,18 +277,18 @@ def _check_images(line: _Line, augment: Augment[Any], images: Images, channels: 
         _check_modality(line.label, set(augment.modalities), images)
     if augment.name == "invert" and _modality(images) == "CT":
         raise ConfigError(
-            f"{line.label}: on CT, where dense is bright on every scanner. Take it out.", code="E_MODALITY"
+            f"{line.label}: on CT, where dense is bright on every scanner. {line.remedy}", code="E_MODALITY"
         )
     if images.spatial_dims not in augment.spatial_dims:
         raise ConfigError(
             f"{line.label}: works in {_or(sorted(augment.spatial_dims))} dimensions, and the images have "
-            f"{images.spatial_dims}. Take it out.",
+            f"{images.spatial_dims}. {line.remedy}",
             code="E_SPATIAL_DIMS",
         )
     if augment.colour and channels != _COLOURS:
         raise ConfigError(
             f"{line.label}: needs red, green and blue, and the images have {channels} channel"
-            f"{'s' if channels > 1 else ''}. Take it out.",
+            f"{'s' if channels > 1 else ''}. {line.remedy}",
             code="E_CHANNELS",
         )
     if augment.name == "mirror":
@@ -296,7 +311,7 @@ def _check_mirror(line: _Line, axes: Sequence[Any], images: Images) -> None:
     for axis in axes:
         if axis not in REGIONS[region].mirrors:
             raise ConfigError(
-                f"{line.label}: along {axis} on images of the {region}. {REGIONS[region].reason(axis)} Take it out.",
+                f"{line.label}: along {axis} on images of the {region}. {REGIONS[region].reason(axis)} {line.remedy}",
                 code="E_MIRROR",
             )
 

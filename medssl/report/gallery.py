@@ -31,7 +31,7 @@ class Single:
         name: Of the augment.
         options: Option, value, and why, if somebody wrote down why.
         others: The other options in one line.
-        rows: For each case its pictures.
+        rows: For each case its pictures; those of the first are shown large.
     """
 
     name: str
@@ -65,11 +65,12 @@ class Page:
         title: What is shown.
         facts: Name and value of what a reader must know of the images.
         warnings: Sentences for the top of the page.
-        plain: The crops without anything random.
+        views: For each case the crop without anything random, and views as training would see them.
         singles: Each augment by itself.
-        views: For each case views as training would see them.
-        samplers: Ways to cut views, all from the case ``mapped``.
-        mapped: Which case that is.
+        sampler: How views are cut.
+        is_recipe: Whether that is how the recipe cuts them.
+        others: Other ways, which stay folded.
+        mapped: Case that ``sampler`` and ``others`` are shown for.
         shares: What goes wrong, and how often.
         draws: Of how many.
         timings: Augment, milliseconds a sample, and share moved out of the range of HU.
@@ -79,10 +80,11 @@ class Page:
     title: str
     facts: Sequence[tuple[str, str]]
     warnings: Sequence[str]
-    plain: Sequence[Picture]
-    singles: Sequence[Single]
     views: Sequence[tuple[str, Sequence[Picture]]]
-    samplers: Sequence[Sampler]
+    singles: Sequence[Single]
+    sampler: Sampler
+    is_recipe: bool
+    others: Sequence[Sampler]
     mapped: str
     shares: Mapping[str, float]
     draws: int

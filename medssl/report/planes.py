@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ COLOURS: tuple[Colour, ...] = (
 )  # fmt: skip
 """Of label values and of frames; told apart by the colour-blind (Okabe and Ito)."""
 
+_PLANES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))  # across, up and away
 _LOW_ENDS, _HIGH_ENDS = "LPI", "RAS"
 _GAP = 3
 _SMALLEST = 2
@@ -41,11 +42,13 @@ class Frame(NamedTuple):
         low: Corner in voxels; voxel ``i`` reaches from ``i - 0.5`` to ``i + 0.5``.
         high: The opposite corner.
         colour: Of its outline.
+        line: Breadth of the outline in pixels.
     """
 
     low: Sequence[float]
     high: Sequence[float]
     colour: Colour
+    line: int = _LINE
 
 
 class _Panel(NamedTuple):
@@ -71,6 +74,7 @@ class Plates:
         places: Which voxel is cut along each array axis; the middle by default.
         is_colour: Whether three channels are red, green and blue; channels are drawn below each other otherwise.
         is_outlined: Whether labels are drawn as outlines, so that what lies below can be judged.
+        planes: Which planes of a volume are drawn: 0 axial, 1 coronal, 2 sagittal.
     """
 
     geometry: Geometry
@@ -80,6 +84,12 @@ class Plates:
     places: tuple[int, int, int] | None = None
     is_colour: bool = False
     is_outlined: bool = False
+    planes: tuple[int, ...] = (0, 1, 2)
+
+    def showing_most(self, change: Shaped[np.ndarray, "c x y z"]) -> Plates:
+        """The same with one plane only, that in which most changes."""
+        sizes = [float(np.abs(self._cut(change, panel)).mean()) for panel in self._panels()]
+        return replace(self, planes=(self.planes[int(np.argmax(sizes))],)) if self.kind == "volume" else self
 
     def draw(
         self,
@@ -143,7 +153,7 @@ class Plates:
         is_turned = [letters[axis] in _LOW_ENDS for axis in axes]
         return [
             _Panel(axes[across], axes[up], axes[normal], is_turned[across], is_turned[up])
-            for across, up, normal in ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+            for across, up, normal in (_PLANES[plane] for plane in self.planes)
         ]
 
     def _cut(
@@ -194,7 +204,7 @@ class Plates:
             left, right = self._edges(frame, panel.across, panel.is_mirrored, result.width)
             low, high = self._edges(frame, panel.up, panel.is_downwards, result.height)
             top, bottom = result.height - 1 - high, result.height - 1 - low
-            for inset in range(min(_LINE, (right - left + 2) // 2, (bottom - top + 2) // 2)):
+            for inset in range(min(frame.line, (right - left + 2) // 2, (bottom - top + 2) // 2)):
                 inner = (left + inset, top + inset, right - inset, bottom - inset)
                 draw.rectangle(inner, outline=frame.colour)
         return result

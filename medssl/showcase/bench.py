@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float32, Float64, Int64, Shaped
 from torch import Tensor
 
-from medssl.augment.base import Augment, Mixing, Params, Spatial, derive_seeds
+from medssl.augment.base import Augment, Mixing, Params, Spatial, derive_seeds, rows_of
 from medssl.augment.frame import Frame, follow
 from medssl.augment.pipeline import Pipeline, View
+from medssl.showcase.words import drawn_in_words
 from medssl.trainable import Batch
 
 _DRAWS = 9
@@ -111,7 +112,9 @@ class Bench:
             moved = follow(self.batch["image_affine"][rows], self.frame.rows(rows), self._after(augment, view, rows))
             shots.append(
                 tuple(
-                    self._shot(image[row], _row(view.label, row), case, moved[row], _amounts(augment, params, row))
+                    self._shot(
+                        image[row], _row(view.label, row), case, moved[row], self._drawn(augment, params, row, case)
+                    )
                     for row in range(0, len(rows), group)
                 )
             )
@@ -162,6 +165,10 @@ class Bench:
         behind = list(self.pipeline.intensity)
         behind = behind if isinstance(augment, Spatial) else behind[behind.index(augment) + 1 :]
         return _normalise(behind, view.image)
+
+    def _drawn(self, augment: Augment[Any], params: Params, row: int, case: int) -> str:
+        one = rows_of(params, slice(row, row + 1))
+        return drawn_in_words(augment, one, shape=self.frame.shape, spacing_mm=self.frame.spacing_mm[case : case + 1])
 
     def _rows(self, case: int, count: int, group: int) -> Int64[Tensor, " r"]:
         """The crop of a case ``count`` times, each followed by others to mix with."""
@@ -214,9 +221,3 @@ def _row(values: Tensor | None, row: int) -> Tensor | None:
 
 def _names(names: Sequence[str], drawn: Sequence[Params], row: int) -> str:
     return ", ".join(name for name, params in zip(names, drawn, strict=True) if params["on"][row]) or "nothing drawn"
-
-
-def _amounts(augment: Augment[Any], params: Params, row: int) -> str:
-    """The single numbers that were drawn for an option."""
-    drawn = {name: params[name][row] for name in augment.config.to_dict() if name in params}
-    return ", ".join(f"{name} {float(value):.2g}" for name, value in drawn.items() if value.numel() == 1)

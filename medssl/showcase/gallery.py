@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from jaxtyping import Float64
+from pydantic import Field, field_validator
 
 from medssl.augment.base import Mixing, Spatial
 from medssl.augment.build import build_augment
@@ -24,16 +25,19 @@ from medssl.handover import images_of
 from medssl.report.gallery import Page, Picture, Single, write_gallery
 from medssl.report.planes import Plates, most_of
 from medssl.showcase.bench import Alone, Bench, Shot
-from medssl.showcase.maps import Maps
+from medssl.showcase.maps import FirstView, Maps
 from medssl.showcase.measure import DRAWS, WORDS, shares, warnings
 from medssl.showcase.plan import Plan, Triple, read_plan
-from medssl.views import LabelledCrop, RandomCrop
+from medssl.showcase.words import fixed_in_words, number, told_options, value_in_words
+from medssl.views import LabelledCrop, RandomCrop, ViewSampler
 
 _MOST_VOXELS = {2: 512, 3: 96}
 _PIXELS = {2: 260, 3: 132}
 _FAR_LESS = 0.25
 _FACTORS = (1, 2, 4, 8, 16, 32)
 _VISIBLE = 0.5
+_SLACK = 0.02
+_MANY = 0.05
 _MODE_WORDS = {"HU": "HU", "zscore": "z-score", "raw": "as the files held", "unit": "0 to 1"}
 
 
@@ -51,6 +55,15 @@ class GalleryConfig(Config):
     views: int = Field(4, ge=1, le=24)
     crop: tuple[int, int, int] | None = None
     seed: int = Field(0, ge=0)
+
+    @field_validator("crop", mode="before")
+    @classmethod
+    def _is_three(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        if len(value) != 3:
+            raise ValueError(f"{len(value)} numbers given, and three are needed, as in 64,64,32; 1 last for pictures")
+        return tuple(value)
 
 
 @dataclass(frozen=True)
@@ -88,13 +101,15 @@ def gallery(
     config = config or GalleryConfig.parse({})
     if out.suffix.lower() not in {".html", ".htm"}:
         raise ConfigError(f"{out}: is to be a web page. Give a name that ends in .html.")
-    plan = read_plan(augment, overrides)
+    plan = read_plan(augment, overrides, crop_voxels=config.crop)
     opened = ArrayStore.open(store)
-    cases = _chosen(opened, config.cases, needs_label=plan.needs_label)
-    images = images_of(opened, cases)
+    known = _usable(opened, plan)
+    images = images_of(opened, known)
+    cases = _chosen(known, config.cases)
     pipeline = build_augment(plan.augment, images=images, position_task=plan.position_task)
     crop = _crop_voxels(config, plan, cases, images)
-    show = _Show(opened, cases, images, pipeline, plan, crop, config)
+    own = None if plan.learner is None else plan.learner.sampler(images, opened.label_values)
+    show = _Show(opened, cases, images, pipeline, plan, crop, own, config)
     if dry_run:
         return GalleryResult(out, ())
     page = show.page()
@@ -112,13 +127,16 @@ class _Show:
     pipeline: Pipeline
     plan: Plan
     crop: Triple
+    own: ViewSampler | None
     config: GalleryConfig
 
     def page(self) -> Page:
         count = len(self.cases)
+        is_plain = self.own is None or isinstance(self.own, RandomCrop | LabelledCrop)
+        shown = self._sampler(foreground_share=1.0) if is_plain else FirstView(cast("ViewSampler", self.own), self.crop)
         batch = fixed_batches(
             self.cases,
-            self._sampler(foreground_share=1.0),
+            shown,
             count=1,
             batch_size=2 * count,
             seed=self.config.seed,
@@ -131,28 +149,29 @@ class _Show:
         alone = [bench.alone(place, self.config.seed) for place in augments]
         found = shares(
             self.cases,
-            self._sampler(foreground_share=self.plan.foreground_share),
+            FirstView(self.own or self._sampler(foreground_share=self.plan.foreground_share), self.crop),
             self.pipeline,
             crop_voxels=self.crop,
             images=self.images,
             seed=self.config.seed,
         )
         maps = Maps(self.cases[0], self.pipeline, self.images, plates[0].window, self.config.seed)
+        main = self.own or self._sampler()
         return Page(
             title=self.plan.title,
-            facts=self._facts(),
+            facts=self._facts(batch["image_spacing_mm"].double().numpy()),
             warnings=warnings(found, self.pipeline, images=self.images, cases=self.cases),
-            plain=[
-                Picture(plate.draw(shot.image, label=shot.label), case.case_id, self._in_words(plate.window))
-                for plate, shot, case in zip(plates, plain, self.cases, strict=True)
+            views=[
+                (case.case_id, [self._as_it_is(plates[number], plain[number]), *drawn])
+                for number, case in enumerate(self.cases)
+                for drawn in [
+                    [_drawn(plates[number], shot) for shot in bench.views(number, self.config.views, self.config.seed)]
+                ]
             ],
             singles=[self._single(one, plain, plates) for one in alone],
-            views=[
-                (case.case_id, [_drawn(plates[number], shot) for shot in shots])
-                for number, case in enumerate(self.cases)
-                for shots in [bench.views(number, self.config.views, self.config.seed)]
-            ],
-            samplers=maps.all(self._sampler(), self.crop, self.plan.crop_mm),
+            sampler=maps.main(main, self.crop, self._lies(found)),
+            is_recipe=self.own is not None,
+            others=maps.others(main, self.crop, self.plan.crop_mm),
             mapped=self.cases[0].case_id,
             shares={WORDS[name]: share for name, share in found.items()},
             draws=DRAWS,
@@ -206,41 +225,63 @@ class _Show:
             domain = cast("Any", augment).gives(domain)
         return domain == "unit"
 
-    def _in_words(self, window: tuple[float, float]) -> str:
-        """What black and white mean in the pictures of a case."""
-        found = [f"{name} {_span(values)}" for name, *values in self.pipeline.fixed]
-        return f"black {window[0]:.2g}, white {window[1]:.2g}" + (f", after {' and '.join(found)}" if found else "")
+    def _as_it_is(self, plate: Plates, shot: Shot) -> Picture:
+        """A crop without anything random, and what black and white mean in the pictures of its case."""
+        found = fixed_in_words(self.pipeline.fixed)
+        text = f"black {number(plate.window[0])}, white {number(plate.window[1])}" + (
+            f", after {found}" if found else ""
+        )
+        return Picture(plate.draw(shot.image, label=shot.label), "as it is", text)
+
+    def _lies(self, found: Mapping[str, float]) -> str:
+        """What is known of the places that are drawn."""
+        shares = {name: f"{number(100 * share)} %" for name, share in found.items()}
+        return (
+            f"In {DRAWS} draws {shares['padded']} lies outside the volume before anything moves, and "
+            f"{shares['outside']} of what views show lies there or beyond what is read; {shares['anywhere']} of the "
+            f"crops had no body or structure to be centred on, and {shares['constant']} have one value only."
+        )
 
     def _single(self, alone: Alone, plain: Sequence[Shot], plates: Sequence[Plates]) -> Single:
         name = str(alone.augment.name)
-        options = alone.augment.config.to_dict()
-        reasons = self.plan.reasons(name, options)
+        reasons = self.plan.reasons(name, alone.augment.config.to_dict())
+        options = told_options(alone.augment)
         first = [key for key in options if key in reasons or (not reasons and key == "p")]
-        others = ", ".join(f"{key} {_value(value)}" for key, value in options.items() if key not in first)
+        others = ", ".join(f"{key} {value_in_words(value)}" for key, value in options.items() if key not in first)
         moves = isinstance(alone.augment, Spatial | Mixing)
-        rows = []
+        rows: list[tuple[str, list[Picture]]] = []
         for case, before, plate, shots in zip(self.cases, plain, plates, alone.shots, strict=True):
-            focused = _focused(plate, before, shots[-1])
+            focused = plate if isinstance(alone.augment, Spatial) else _focused(plate, before, shots[-1])
+            if rows:
+                focused = focused.showing_most(shots[-1].image - before.image)
+            kept = [shot if moves else shot._replace(label=None) for shot in (before, *shots)]
             pictures = [
-                _drawn(focused, shot if moves else shot._replace(label=None), strength)
-                for shot, strength in zip(shots, alone.words, strict=True)
+                _drawn(focused, shot, caption) for shot, caption in zip(kept, ("as it is", *alone.words), strict=True)
             ]
             rows.append((case.case_id, [*pictures, _difference(focused, before, shots[-1])]))
-        return Single(name, [(key, _value(options[key]), reasons.get(key, "")) for key in first], others, rows)
+        return Single(name, [(key, value_in_words(options[key]), reasons.get(key, "")) for key in first], others, rows)
 
     def _timings(self, bench: Bench, alone: Sequence[Alone]) -> list[tuple[str, float, float | None]]:
         in_hu = self.images.domain == "HU"
         rows: list[tuple[str, float, float | None]] = [("cutting alone", bench.cutting_ms(), 0.0 if in_hu else None)]
         return rows + [(str(one.augment.name), one.ms, one.hu_clipped if in_hu else None) for one in alone]
 
-    def _facts(self) -> list[tuple[str, str]]:
-        dims = self.images.spatial_dims
-        spacing = self.images.crop_spacing_mm(self.crop, self.plan.crop_mm)[:dims]
+    def _facts(self, spacing_mm: Float64[np.ndarray, "b 3"]) -> list[tuple[str, str]]:
+        plan, dims = self.plan, self.images.spatial_dims
         metric = all(case.is_metric for case in self.cases)
-        margin = self.pipeline.margin(self.crop, self.images.crop_spacing_mm(self.crop, self.plan.crop_mm))[:dims]
+        voxel = np.median(spacing_mm, axis=0)
+        of_shown = "" if np.allclose(spacing_mm, voxel, rtol=0.01) else ", median of those shown"
+        margin = self.pipeline.margin(self.crop, self.images.crop_spacing_mm(self.crop, plan.crop_mm))[:dims]
+        facts = [("crop", " × ".join(map(str, self.crop[:dims])) + " voxels")]
+        if plan.crop_mm is not None:
+            facts.append(("crop_mm", " × ".join(number(mm, 4) for mm in plan.crop_mm[:dims]) + " mm"))
+        if plan.region is not None:
+            shares = [f"{axis} {low:.0%} to {high:.0%} of the body" for axis, (low, high) in plan.region.items()]
+            facts.append(("region of crop centres", ", ".join(shares)))
+        size = " × ".join(number(mm, 3) for mm in voxel[:dims].tolist()) + " mm" + of_shown
         return [
-            ("crop", " × ".join(map(str, self.crop[:dims])) + " voxels"),
-            ("voxel", " × ".join(f"{mm:.3g}" for mm in spacing) + " mm" if metric else "size not known"),
+            *facts,
+            ("voxel", size if metric else "size not known"),
             ("read beyond the crop", " × ".join(f"{abs(share):.0%}" for share in margin) + " on each side"),
             ("modality", self.images.modality),
             ("part of the body", self.images.region or "not said"),
@@ -249,14 +290,24 @@ class _Show:
         ]
 
 
-def _chosen(store: ArrayStore, count: int, *, needs_label: bool) -> list[StoredCase]:
-    """Cases spread evenly over the store; only labelled ones where there are any."""
+def _usable(store: ArrayStore, plan: Plan) -> list[StoredCase]:
+    """Cases that training could take, whatever their split."""
     varied = [case for case in store.cases if not case.is_constant]
+    if not varied:
+        raise NoInputError(f"{store.path}: no case with more than one value to show. Give another store.")
     labelled = [case for case in varied if case.labelled]
-    if not varied or (needs_label and not labelled):
-        what = "labelled case" if varied else "case with more than one value"
-        raise NoInputError(f"{store.path}: no {what} to show. Give another store.")
-    found = labelled or varied
+    if plan.needs_label and not labelled:
+        example = "".join(f", as in medssl gallery {name}" for name in plan.preset_names[:1])
+        raise NoInputError(
+            f"{store.path}: no labelled case, which {plan.title} needs. Give a store with labels, or the name of a "
+            f"preset in place of the recipe{example}; that works without labels."
+        )
+    return labelled if plan.needs_label else varied
+
+
+def _chosen(cases: Sequence[StoredCase], count: int) -> list[StoredCase]:
+    """Cases spread evenly over those given; only labelled ones where there are any."""
+    found = [case for case in cases if case.labelled] or cases
     places = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
     return [found[place] for place in places.tolist()]
 
@@ -276,7 +327,18 @@ def _crop_voxels(config: GalleryConfig, plan: Plan, cases: Sequence[StoredCase],
 
 def _drawn(plate: Plates, shot: Shot, caption: str = "") -> Picture:
     png = plate.draw(shot.image, label=shot.label, affine=shot.affine)
-    return Picture(png, caption or shot.text, shot.text if caption else "")
+    small = [shot.text if caption else "", _clipping(plate, shot)]
+    return Picture(png, caption or shot.text, "; ".join(text for text in small if text))
+
+
+def _clipping(plate: Plates, shot: Shot) -> str:
+    """What of a view lies outside the values that the display goes through, if it is much."""
+    low, high = plate.window
+    slack = _SLACK * (high - low)
+    is_tissue = shot.image > shot.image.min() + slack  # air that gets darker is no loss
+    shares = {"white": (shot.image > high + slack).mean(), "black": ((shot.image < low - slack) & is_tissue).mean()}
+    told = [f"{share:.0%} to {name}" for name, share in shares.items() if share > _MANY]
+    return f"display clips {' and '.join(told)}" if told else ""
 
 
 def _difference(plate: Plates, before: Shot, after: Shot) -> Picture:
@@ -297,16 +359,3 @@ def _focused(plate: Plates, before: Shot, after: Shot) -> Plates:
             places[axis] = int(profile.argmax())
     x, y, z = places
     return replace(plate, places=(x, y, z))
-
-
-def _value(value: object) -> str:
-    """An option as it is written, without brackets."""
-    if isinstance(value, list | tuple):
-        return " ".join(_value(item) for item in value) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
-
-
-def _span(values: Sequence[object]) -> str:
-    """Bounds as in: -175 to 250."""
-    pairs = [_span(value) for value in values if isinstance(value, list | tuple)]
-    return ", ".join(pairs) if pairs else " to ".join(map(_value, values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,51 @@ from medssl.geometry import Geometry
 from medssl.report.gallery import Picture, Sampler
 from medssl.report.planes import COLOURS, Frame, Kind, Plates
 from medssl.trainable import Batch
-from medssl.views import PLANES, MultiCrop, OverlapPair, SliceViews, ViewSampler
+from medssl.views import PLANES, CaseArrays, GridCrops, LabelledCrop, MultiCrop, OverlapPair, SliceViews, ViewSampler
 
 _MAP_PIXELS = {2: 300, 3: 230}
 _CROP_PIXELS = {2: 130, 3: 96}
 _NUM_CROPS, _NUM_LOCAL = 6, 6
 _COLOURS = (*COLOURS, (255, 90, 170), (0, 114, 178))
 _MIN_OVERLAP = 0.3
+_GRID_COLOUR = (190, 190, 190)
+_MOST_CELLS = 3
+_FROM = {"R": "left", "L": "right", "A": "back", "P": "front", "S": "foot", "I": "head"}
+_HEADINGS: Mapping[type, str] = {
+    LabelledCrop: "Crops on structures and at random places",
+    GridCrops: "Crops on a grid, and targets between them",
+    MultiCrop: "Large and small crops",
+    OverlapPair: "Two crops with a drawn overlap",
+    SliceViews: "Slices in three planes",
+}
+
+
+@dataclass(frozen=True)
+class FirstView:
+    """Gives the first crop of a sampler's samples as ``image``, and a label map if it cuts one.
+
+    Args:
+        sampler: What cuts.
+        crop_voxels: Of its crops.
+    """
+
+    sampler: ViewSampler
+    crop_voxels: Sequence[int]
+
+    @property
+    def cases_per_sample(self) -> int:
+        """As the sampler."""
+        return self.sampler.cases_per_sample
+
+    def __call__(self, cases: Sequence[CaseArrays], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Cut one sample."""
+        cut = self.sampler(cases, rng)
+        name = next(iter(_kinds(self.sampler, self.crop_voxels)))
+        if name == "image":
+            return cut
+        kept = {key: value for key, value in cut.items() if key.startswith("note_")}
+        fields = [name, *(f"{name}_{field}" for field in ("to_box", "spacing_mm", "affine"))]
+        return {**kept, **{key.replace(name, "image", 1): cut[key][0] for key in fields}}
 
 
 @dataclass(frozen=True)
@@ -45,46 +83,60 @@ class Maps:
     window: tuple[float, float]
     seed: int
 
-    def all(self, random: ViewSampler, crop_voxels: Sequence[int], crop_mm: Sequence[float] | None) -> list[Sampler]:
-        """A map for each way to cut views.
+    def main(self, sampler: ViewSampler, crop_voxels: Sequence[int], notes: str) -> Sampler:
+        """A map of the sampler that training takes, or of crops at random places.
 
         Args:
-            random: Cuts single crops.
-            crop_voxels: Their size, which other samplers take too.
-            crop_mm: Their edges in mm, likewise.
+            sampler: It.
+            crop_voxels: Size of its crops.
+            notes: What is known of its draws.
+        """
+        return self._draw(sampler, crop_voxels, notes)
+
+    def others(self, main: ViewSampler, crop_voxels: Sequence[int], crop_mm: Sequence[float] | None) -> list[Sampler]:
+        """A map for each other way to cut views.
+
+        Args:
+            main: What is shown already.
+            crop_voxels: Size of the crops.
+            crop_mm: Their edges in mm.
         """
         x, y, z = crop_voxels
         small = tuple(max(1, n // 2) for n in crop_voxels)
-        multi = MultiCrop(crop_voxels, small, num_local=_NUM_LOCAL, crop_mm=None)
-        pair = OverlapPair(crop_voxels, min_overlap=_MIN_OVERLAP, crop_mm=crop_mm)
-        drawn = [
-            self._draw("Random crops", random, {"image": crop_voxels}, count=_NUM_CROPS),
-            self._draw("Large and small crops", multi, {"globals": crop_voxels, "locals": small}),
-            self._draw("Two crops with a drawn overlap", pair, {"views": crop_voxels}),
+        ways: list[ViewSampler] = [
+            MultiCrop(crop_voxels, small, num_local=_NUM_LOCAL, crop_mm=None),
+            OverlapPair(crop_voxels, min_overlap=_MIN_OVERLAP, crop_mm=crop_mm),
         ]
-        if self.images.spatial_dims == 3 and z > 1:
-            plane_mm = None if crop_mm is None else crop_mm[:2]
-            slices = SliceViews((x, y), num_slices=_NUM_CROPS, crop_mm=plane_mm)
-            drawn.append(self._draw("Slices in three planes", slices, {"slices": (x, y, 1)}))
-        return drawn
+        if self._is_volume and z > 1:
+            ways.append(SliceViews((x, y), num_slices=_NUM_CROPS, crop_mm=None if crop_mm is None else crop_mm[:2]))
+        return [self._draw(way, crop_voxels) for way in ways if not isinstance(main, type(way))]
 
-    def _draw(self, heading: str, sampler: ViewSampler, sizes: dict[str, Sequence[int]], *, count: int = 1) -> Sampler:
+    def _draw(self, sampler: ViewSampler, crop_voxels: Sequence[int], notes: str = "") -> Sampler:
+        kinds = _kinds(sampler, crop_voxels)
         batch = fixed_batches(
-            [self.case], sampler, count=1, batch_size=count, seed=self.seed, spatial_dims=self.images.spatial_dims
+            [self.case],
+            sampler,
+            count=1,
+            batch_size=_NUM_CROPS if "image" in kinds else 1,
+            seed=self.seed,
+            spatial_dims=self.images.spatial_dims,
         )[0]
         frames: list[Frame] = []
         crops: list[Picture] = []
-        for name, voxels in sizes.items():
+        if isinstance(sampler, GridCrops):
+            bases = batch["bases_affine"].double().numpy().reshape(-1, 4, 4)
+            frames += [self._frame(affine, crop_voxels, _GRID_COLOUR)._replace(line=1) for affine in bases]
+            notes = f"{notes} Cells of the grid are grey, and counted {self._first_cell()}."
+        for name, voxels in kinds.items():
             images, affines = self._crops(batch, name, voxels)
-            texts = _texts(batch, name, len(images))
+            texts = _texts(batch, name, sampler, len(images))
             for image, affine, text in zip(images, affines, texts, strict=True):
                 colour = _COLOURS[len(crops) % len(_COLOURS)]
                 frames.append(self._frame(affine, image.shape[1:], colour))
                 png = self._crop_plates(affine, image.shape[1:]).draw(image, border=colour)
                 crops.append(Picture(png, text))
         whole = self._map_plates().draw(self._map_slices(), frames=frames)
-        told = {name: float(values.mean()) for name, values in batch.notes.items() if float(values.mean()) > 0}
-        notes = ", ".join(f"{name} {value:.0%}" for name, value in told.items())
+        heading = _HEADINGS.get(type(sampler), "Crops at random places")
         return Sampler(heading, notes, Picture(whole, "the volume" if self._is_volume else "the picture"), crops)
 
     def _crops(
@@ -104,6 +156,11 @@ class Maps:
         ends = np.stack([np.full(3, -0.5), np.asarray(shape) - 0.5])
         corners = ends @ to_case[:3, :3].T + to_case[:3, 3]
         return Frame(corners.min(axis=0).tolist(), corners.max(axis=0).tolist(), colour)
+
+    def _first_cell(self) -> str:
+        if not self._is_volume:
+            return "by column and row"
+        return "from " + ", ".join(_FROM[letter] for letter in self.case.geometry.orientation)
 
     @property
     def _is_colour(self) -> bool:
@@ -141,8 +198,20 @@ class Maps:
         return self.images.spatial_dims == 3
 
 
-def _texts(batch: Batch, name: str, count: int) -> list[str]:
+def _kinds(sampler: ViewSampler, crop_voxels: Sequence[int]) -> dict[str, Sequence[int]]:
+    """Names of the crops of a sampler, and their sizes."""
+    if isinstance(sampler, MultiCrop):
+        return {"globals": sampler.global_voxels, "locals": sampler.local_voxels}
+    if isinstance(sampler, SliceViews):
+        return {"slices": sampler.crop_voxels}
+    name = "targets" if isinstance(sampler, GridCrops) else "views" if isinstance(sampler, OverlapPair) else "image"
+    return {name: crop_voxels}
+
+
+def _texts(batch: Batch, name: str, sampler: ViewSampler, count: int) -> list[str]:
     """What to say of each crop."""
+    if isinstance(sampler, GridCrops):
+        return [_cells(overlap, sampler.grid) for overlap in batch["overlap"][0].tolist()]
     if name == "slices":
         planes, places = batch["slices_plane"].flatten().tolist(), batch["slices_position_mm"].flatten().tolist()
         return [f"{list(PLANES)[plane]}, {place:+.0f} mm" for plane, place in zip(planes, places, strict=True)]
@@ -151,6 +220,17 @@ def _texts(batch: Batch, name: str, count: int) -> list[str]:
     if name == "views":
         return [f"{float(batch['overlap'].flatten()[0]):.0%} in common"] * count
     return ["large" if name == "globals" else f"crop {number + 1}" for number in range(count)]
+
+
+def _cells(overlap: Sequence[float], grid: Sequence[int]) -> str:
+    """How much of a target lies in which cells, most first; cells are counted from 1 along each axis."""
+    order = sorted(range(len(overlap)), key=lambda base: -overlap[base])[:_MOST_CELLS]
+    axes = [axis for axis, cells in enumerate(grid) if cells > 1]
+    told = []
+    for base in (base for base in order if overlap[base] > 0):
+        place = np.unravel_index(base, tuple(grid))
+        told.append(f"{overlap[base]:.0%} in cell {' '.join(str(int(place[axis]) + 1) for axis in axes)}")
+    return ", ".join(told)
 
 
 def _triple(values: Sequence[int]) -> tuple[int, int, int]:

@@ -15,10 +15,18 @@ PAGE = Page(
     title="ct_<chest>",
     facts=[("crop", "64 × 64 × 64 voxels")],
     warnings=["3.0% of the views are <blank>."],
-    plain=[PICTURE],
-    singles=[Single("gamma", [("p", "0.3", "A third & more.")], "retain none", [("case-1", [PICTURE, PICTURE])])],
+    singles=[
+        Single(
+            "gamma",
+            [("p", "0.3", "A third & more.")],
+            "retain none",
+            [("case-1", [PICTURE, PICTURE]), ("case-2", [PICTURE])],
+        )
+    ],
     views=[("case-1", [PICTURE])],
-    samplers=[Sampler("Random crops", "padded 3%", PICTURE, [PICTURE]), Sampler("Slices", "", PICTURE, [])],
+    sampler=Sampler("Random crops", "padded 3%", PICTURE, [PICTURE]),
+    is_recipe=True,
+    others=[Sampler("Slices", "", PICTURE, [])],
     mapped="case-1",
     shares={"of the views are blank": 0.03125, "of the crops lie outside": 0.0},
     draws=64,
@@ -30,11 +38,13 @@ PAGE = Page(
 class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.text, self.sources, self.tags = "", [], []
+        self.text, self.sources, self.tags, self.places, self.ids = "", [], [], [], []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+        self.sources += [value or "" for name, value in attrs if name in {"src", "srcset", "data", "action"}]
+        self.places += [value or "" for name, value in attrs if name == "href"]
+        self.ids += [f"#{value}" for name, value in attrs if name == "id"]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -66,6 +76,25 @@ def test_the_page_says_everything_and_loads_nothing(tmp_path: Path) -> None:
     assert "b" not in page.tags
     assert len(page.sources) == page.tags.count("img") == 7
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert page.places == ["#views", "#cut", "#costs", "#alone", "#augment-1"]
+    assert set(page.places) <= set(page.ids)
+
+
+def test_the_recipes_own_way_to_cut_comes_first_and_the_others_are_folded(tmp_path: Path) -> None:
+    page = read(PAGE, tmp_path)
+    assert page.text.index("this recipe") < page.text.index("Other ways to cut, which this recipe does not use")
+    assert page.text.index("Other ways") < page.text.index("Slices")
+    assert page.tags.count("details") == 1
+    without = read(replace(PAGE, is_recipe=False, others=[]), tmp_path)
+    assert "this recipe" not in without.text
+    assert "details" not in without.tags
+
+
+def test_it_is_said_on_top_and_in_the_legend_where_left_is(tmp_path: Path) -> None:
+    text = read(PAGE, tmp_path).text
+    assert text.count("L is the patient's left and stands at the left edge") == 2
+    assert text.index("L is the patient's left") < text.index("As training sees them")
+    assert "patient's left" not in read(replace(PAGE, is_flat=True), tmp_path).text
 
 
 def test_a_page_without_augments_or_warnings_has_no_empty_parts(tmp_path: Path) -> None:

@@ -147,3 +147,23 @@ def test_the_slice_with_most_of_a_label_is_chosen() -> None:
     label[2, 3, :] = 1
     label[2, :, 5] = 2
     assert most_of(label) == (2, 3, 5)
+
+
+def test_one_plane_is_drawn_of_those_of_a_volume_and_it_is_the_one_with_most_change() -> None:
+    plates, zeros = black(grid((20, 20, 20)))
+    change = zeros.copy()
+    change[0, :, 10, :] = 1.0
+    coronal = plates.showing_most(-change)
+    assert coronal.planes == (1,)
+    drawn = picture(coronal.draw(change))
+    assert np.array_equal(drawn, panels(picture(plates.draw(change)))[1])
+    flat = Plates(grid((20, 20, 1)), (0.0, 1.0), kind="picture", size=SIZE)
+    assert flat.showing_most(np.ones((1, 20, 20, 1), np.float32)) == flat
+
+
+def test_a_frame_is_as_broad_as_it_says() -> None:
+    plates, zeros = black(grid((20, 20, 20)))
+    for line in (1, 2):
+        frame = Frame((4.5, 4.5, 4.5), (14.5, 14.5, 14.5), COLOURS[0], line)
+        axial = panels(picture(plates.draw(zeros, frames=[frame])))[0]
+        assert (axial[50] == COLOURS[0]).all(axis=-1).sum() == 2 * line

@@ -69,13 +69,25 @@ def test_a_preset_becomes_a_page_with_every_augment_and_every_reason(brains: Pat
     assert result.path == tmp_path / "page.html"
     assert result.warnings == ()
     text = text_of(result.path)
-    for name in ("affine", "noise", "blur", "brightness", "contrast", "gamma", "shear 0", "Half of the views keep"):
+    for name in (
+        "affine",
+        "noise",
+        "blur",
+        "brightness",
+        "contrast",
+        "gamma",
+        "shear 0",
+        "Half of the views keep",
+        "turned ",
+    ):
         assert name in text
     assert str(brains) not in text
     assert "phantom" in text, "cases are called by their ids"
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert "thick_ratio" not in text
+    assert "fill none" not in text
     augments, cases, crops = 6, 2, 6 + 8 + 2 + 6
-    assert len(pictures(result.path)) == cases + 2 * cases + 4 * augments * cases + 4 + crops
+    assert len(pictures(result.path)) == 3 * cases + 5 * augments * cases + 4 + crops
 
 
 def test_equal_seeds_show_equal_pictures_and_no_picture_of_a_view_is_blank(brains: Path, tmp_path: Path) -> None:
@@ -100,7 +112,7 @@ def test_the_frame_on_the_map_lies_where_the_sampler_says(brains: Path, tmp_path
     case = labelled[0]
     batch = fixed_batches([case], RandomCrop(SMALL.crop), count=1, batch_size=6, seed=0)[0]
     start, size = batch["crop_box_mm"][5].numpy() / np.asarray(case.spacing_mm)
-    shown = pictures(page)[2 + 4]  # behind the crops and the views: the map of random crops
+    shown = pictures(page)[2 * 3]  # behind the crops and the views: the map of random crops
     edge = np.asarray(case.shape) * case.spacing_mm
     scale = 230 / edge.max()
     width, height = round(edge[0] * scale), round(edge[1] * scale)
@@ -119,9 +131,56 @@ def test_a_recipe_gives_its_augments_and_its_crops(brains: Path, tmp_path: Path)
     result = gallery(str(recipe), store=brains, out=tmp_path / "page.html", config=FLAT)
     assert "16 × 16 × 16 voxels" in text_of(result.path)
     assert "segment.yaml: segmentation" in text_of(result.path)
-    assert any("lies outside the volume" in line for line in result.warnings) == (
-        min(case.shape[2] for case in ArrayStore.open(brains).cases) < 12
-    )
+    assert re.search(r"In 64 draws .* lies outside the volume before anything moves", text_of(result.path))
+    assert "Crops on structures and at random places this recipe" in " ".join(text_of(result.path).split())
+
+
+def test_a_recipe_shows_its_own_sampler_size_and_region(brains: Path, tmp_path: Path) -> None:
+    method = {**tiny.MAE["method"], "crop_mm": [40.0, 40.0, 30.0], "region": {"SI": [0.25, 0.75]}}
+    page = gallery({**tiny.MAE, "method": method}, store=brains, out=tmp_path / "page.html", config=FLAT).path
+    text = " ".join(text_of(page).split())
+    assert "40 × 40 × 30 mm" in text
+    assert "SI 25% to 75% of the body" in text
+    assert "2.5 × 2.5 × 1.88 mm" in text
+    assert "Crops at random places this recipe" in text
+
+
+def test_the_grid_of_voco_lies_on_the_volume_and_its_targets_are_shown(brains: Path, tmp_path: Path) -> None:
+    recipe = {**tiny.VOCO, "method": {**tiny.VOCO["method"], "grid": [2, 2, 1], "augment": {"preset": "none"}}}
+    page = gallery(recipe, store=brains, out=tmp_path / "page.html", config=FLAT).path
+    text = " ".join(text_of(page).split())
+    assert "Cells of the grid are grey, and counted from left, back, foot." in text
+    assert re.search(r"\d+% in cell [12] [12]", text)
+    assert "In 64 draws 0 % lies outside the volume before anything moves" in text
+    case = next(case for case in ArrayStore.open(brains).cases if case.labelled)
+    shown = pictures(page)[2 * 3]
+    edge = np.asarray(case.shape) * case.spacing_mm
+    width = round(edge[0] * 230 / edge.max())
+    axial = shown[:, (max(width, 115) - width) // 2 :][:, :width]
+    grey = (axial == 190).all(axis=-1).mean(axis=0)
+    half = {width // 2 - 1, width // 2, width // 2 + 1}
+    assert max(range(5, width - 5), key=lambda column: grey[column]) in half, "the cells meet in the middle"
+
+
+def test_a_crop_in_place_of_the_recipes_is_checked_as_its_own(brains: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    with pytest.raises(ConfigError, match="not a multiple of block_voxels"):
+        gallery(tiny.MAE, store=brains, out=out, config=GalleryConfig.parse({"crop": [18, 16, 16]}))
+    gallery(tiny.MAE, store=brains, out=out, config=GalleryConfig.parse({"crop": [12, 16, 16]}), dry_run=True)
+
+
+def test_a_store_that_training_refuses_is_refused_though_the_cases_shown_are_alike(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number, channels in enumerate([(), (), (3,)]):
+        pixels = np.random.default_rng(number).integers(1, 255, (24, 24, *channels), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"p{number}.png")
+    config = ScanConfig.parse({"modality": "other", "workers": 1})
+    cohort = scan(tmp_path / "pictures", tmp_path / "cohort.csv", config=config).path
+    plan = {"modality": "other", "spatial_dims": 2, "intensity": {"mode": "robust_zscore"}}
+    prepare(PrepareConfig.parse(plan), cohort=cohort, out=tmp_path / "store", workers=1)
+    one = GalleryConfig.parse({"cases": 1, "views": 1})
+    with pytest.raises(ConfigError, match="the store mixes images of"):
+        gallery("none", store=tmp_path / "store", out=tmp_path / "page.html", config=one)
 
 
 def test_mirrors_and_views_without_content_are_warned_of(brains: Path, tmp_path: Path) -> None:
@@ -167,6 +226,7 @@ def test_a_dry_run_checks_and_writes_nothing(brains: Path, tmp_path: Path) -> No
         ("mr_brain", {}, "folder", "ends in .html"),
         ("mr_brain", {"crop": [8, 8, 1]}, "a.html", "must be more than 1"),
         ("mr_brain", {"crop": [8, 0, 8]}, "a.html", "crop"),
+        ({"preset": "mr_brain", "p": 2}, {}, "a.html", "unknown key p"),
         ([{"name": "mirror", "axes": ["AP"]}], {}, "a.html", "along AP"),
     ],
 )
@@ -182,7 +242,7 @@ def test_what_cannot_be_shown_is_one_sentence(
 def test_a_task_needs_labelled_cases(tmp_path: Path) -> None:
     store = prepared_pictures(tmp_path, colour=False, intensity="robust_zscore")
     segment = {**tiny.SEGMENT, "task": {**tiny.SEGMENT["task"], "crop_voxels": [16, 16, 1]}}
-    with pytest.raises(NoInputError, match="no labelled case"):
+    with pytest.raises(NoInputError, match="as in medssl gallery mr_light; that works without labels"):
         gallery(segment, store=store, out=tmp_path / "page.html")
 
 
@@ -213,6 +273,21 @@ def test_a_crop_that_is_none_is_refused_by_the_command(
     assert medssl("gallery", "mr_light", "--store", brains, "-o", tmp_path / "a.html", f"--crop={crop}") == 2
     assert "crop" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crop_of_two_numbers_is_refused_with_what_is_needed(
+    brains: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert medssl("gallery", "mr_light", "--store", brains, "-o", tmp_path / "a.html", "--crop", "64,64") == 2
+    assert "2 numbers given, and three are needed, as in 64,64,32; 1 last for pictures" in capsys.readouterr().err
+
+
+def test_a_view_far_brighter_than_the_window_says_how_much_the_display_clips(brains: Path, tmp_path: Path) -> None:
+    bright = [{"name": "brightness", "shift": [1.5, 1.5]}]
+    text = text_of(gallery(bright, store=brains, out=tmp_path / "page.html", config=SMALL).path)
+    assert re.search(r"display clips \d+% to white", text)
+    dim = [{"name": "brightness", "shift": [0.0, 0.0]}]
+    assert "display clips 1" not in text_of(gallery(dim, store=brains, out=tmp_path / "dim.html", config=SMALL).path)
 
 
 def test_a_full_disk_is_one_sentence(

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import tiny
 
+from medssl.augment.images import Images
 from medssl.augment.presets import preset
 from medssl.errors import ConfigError
 from medssl.showcase.plan import read_plan
+from medssl.views import GridCrops, LabelledCrop, RandomCrop
 
 
 def test_a_name_is_a_preset_and_overrides_go_on_top() -> None:
@@ -48,6 +50,31 @@ def test_recipes_give_their_crops() -> None:
     assert (task.needs_label, task.foreground_share, task.inside_body) == (True, 0.5, False)
     assert read_plan(tiny.VOCO).position_task
     assert not read_plan(tiny.SEGMENT).position_task
+
+
+def test_an_override_of_a_preset_that_cannot_be_is_told_with_what_can() -> None:
+    with pytest.raises(ConfigError, match=r"mr_light: --set p on a preset, of which only without can be set") as caught:
+        read_plan("mr_light", ["p=2"])
+    assert "[{preset: mr_light, without: [noise]}, {name: noise, p: 0.5}]" in str(caught.value)
+
+
+def test_a_recipe_gives_the_sampler_of_its_method_or_task() -> None:
+    images = Images(modality="MR", region="brain")
+    mae = {**tiny.MAE, "method": {**tiny.MAE["method"], "region": {"SI": [0.2, 0.8]}, "crop_mm": [30, 30, 30]}}
+    learner = read_plan(mae).learner
+    assert learner is not None
+    crops = learner.sampler(images, ())
+    assert isinstance(crops, RandomCrop)
+    assert (crops.crop_mm, crops.placing.region) == ((30.0, 30.0, 30.0), {"SI": (0.2, 0.8)})
+    segment = read_plan({"task": tiny.SEGMENT["task"]}, crop_voxels=(32, 16, 16)).learner
+    assert segment is not None
+    labelled = segment.sampler(images, (0, 1, 2))
+    assert isinstance(labelled, LabelledCrop)
+    assert (labelled.crop_voxels, labelled.label_values) == ((32, 16, 16), (1, 2))
+    voco = read_plan(tiny.VOCO).learner
+    assert voco is not None
+    assert isinstance(voco.sampler(images, ()), GridCrops)
+    assert read_plan("mr_light", crop_voxels=(8, 8, 8)).learner is None
 
 
 def test_a_reason_is_told_only_for_the_value_that_it_was_given_for() -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-BATCH = 2
+BATCH = 4
 LOW_HU, HIGH_HU = -175.0, 250.0
 TURN_DEG, SCALE, SIGMA, GAMMA, CONTRAST, SHIFT = 15.0, (0.9, 1.1), 0.1, (0.7, 1.5), (0.9, 1.1), 0.1
 BEND_MM, CONTROL_MM = 6.0, 32.0
@@ -74,6 +74,7 @@ def medssl(job: Job) -> Generator[Batch]:
     from medssl.augment.build import build_augment
     from medssl.augment.frame import Frame
     from medssl.data.loader import batches
+    from medssl.data.memory import keep_decoded
     from medssl.data.store import ArrayStore
     from medssl.engine.prefetch import open_feed
     from medssl.trainable import Batch as Samples
@@ -93,6 +94,8 @@ def medssl(job: Job) -> Generator[Batch]:
         changes.insert(2, {"name": "elastic", "amplitude_mm": [0.0, BEND_MM], "control_mm": CONTROL_MM})
     augment = build_augment(changes)  # nothing is said of the images, or mirrors would be refused
     store = ArrayStore.open(job.folder / "store")
+    if job.workers == 0:
+        keep_decoded(store.cases)
     sampler = LabelledCrop(crop, store.label_values, foreground_share=0.0, margin=augment.margin(crop, (1, 1, 1)))
 
     def prepare(batch: Samples) -> Samples:

@@ -37,7 +37,7 @@ SHAPE = (224, 224, 176)
 CASES = 4
 LISTS = {"affine+intensity": False, "with elastic": True}
 GOALS = {"affine+intensity": 5.0, "with elastic": 10.0}
-WORKERS = {"medssl": (0, 1, 2)}
+WORKERS = {"medssl": (0, 2)}
 PEER_WORKERS = (0, 2)
 END_SECONDS = 60
 SAMPLE_SECONDS = 0.05
@@ -234,8 +234,9 @@ and label. `affine+intensity`: random crop, window, mirror (half on each axis), 
 deformation of up to 6 mm. Each contestant is a process with its workers, stopped while others have their turn;
 {rounds} rounds of at least {seconds:g} s each in changing order. A turn takes first, uncounted, what was made ahead. A
 ratio is medssl over the quickest of all peers in the same round. Memory is the highest sum of proportional set sizes
-over the processes of a contestant, in a turn of its own with no other alive; caches count. medssl has 0, 1 and 2
-workers, the others 0 and 2, and the best number is taken for each.
+over the processes of a contestant, in a turn of its own with no other alive; caches count. Each has 0 and 2
+workers, and the best number is taken. medssl cuts its crops with the margin of training; without workers it keeps
+decoded volumes in memory.
 
 The peers do a little less than is asked, in their favour. MONAI's window is in its cache, which is not copied, and no
 metadata is tracked; it moves crops of the final size, whose corners are then border, and smooths its elastic field with

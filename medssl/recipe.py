@@ -22,6 +22,7 @@ from medssl.augment.images import Images
 from medssl.checks import FrozenFeatures, HeldOut
 from medssl.config import Config, apply_overrides, load_yaml
 from medssl.data.loader import batches, fixed_batches
+from medssl.data.memory import keep_decoded
 from medssl.data.store import ArrayStore, StoredCase
 from medssl.engine.device import ranks
 from medssl.engine.optim import TrainConfig
@@ -38,6 +39,7 @@ from medssl.views import ViewSampler
 
 _FREE_TRAIN_KEYS = {
     "num_workers",
+    "keep_mib",
     "prefetch",
     "log_every",
     "checkpoint_every",
@@ -373,6 +375,8 @@ def _train(
         for sentence in warnings:
             run.journal.log(start_step, alarm=sentence)
 
+    if plan.train.num_workers == 0:
+        keep_decoded(cases, limit_mib=plan.train.keep_mib)
     sampler: ViewSampler = trainable.view_sampler()
     spatial_dims = trainable.encoder.spatial_dims
 

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import blosc2
 import numpy as np
@@ -158,6 +158,13 @@ def write_index(store: Path, rows: Sequence[IndexRow], *, prepare: Mapping[str, 
     atomic_write(store / "store.json", json.dumps({**content, "digest": _content_digest(content)}))
 
 
+class Room(Protocol):
+    """Memory for decoded arrays; see :mod:`medssl.data.memory`."""
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for ``size`` bytes, which are then taken."""
+
+
 class StoredCase:
     """One prepared case, read by crop; verifies its digests when it is first touched.
 
@@ -175,6 +182,7 @@ class StoredCase:
         self.modality = row.modality
         self.labelled = row.labelled
         self.folder = folder
+        self.room: Room | None = None
         self._arrays: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -182,7 +190,7 @@ class StoredCase:
 
     def __getstate__(self) -> dict[str, Any]:
         """Open arrays stay behind in a pickle, and every process opens its own."""
-        return {**self.__dict__, "_arrays": {}}
+        return {**self.__dict__, "_arrays": {}, "room": None}
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -262,8 +270,8 @@ class StoredCase:
             shape: Voxels of the box.
 
         Returns:
-            The stored type: int16, float16 or float32 for an image, integers for label and body. Outside the grid an
-            image has ``fill``, the others 0.
+            The stored type: int16, float16 or float32 for an image, integers for label and body; not to be written to.
+            Outside the grid an image has ``fill``, the others 0.
 
         Raises:
             CheckpointError: E_DIGEST at the first touch of a damaged entry.
@@ -319,7 +327,9 @@ class StoredCase:
                 raise KeyError(f"case {self.case_id} has no {name}")
             if self.meta:  # the first touch verifies the whole entry
                 path = str(self.folder / f"{name}.b2nd")
-                self._arrays[name] = blosc2.open(path, mode="r", dparams={"nthreads": 1})
+                stored = blosc2.open(path, mode="r", dparams={"nthreads": 1})
+                is_kept = self.room is not None and self.room.take(stored.nbytes)
+                self._arrays[name] = _locked(stored[...]) if is_kept else stored
         return self._arrays[name]
 
 
@@ -381,6 +391,12 @@ class ArrayStore:
             for case in self.cases
             if (split is None or case.split == split) and (labelled is None or case.labelled == labelled)
         )
+
+
+def _locked(array: np.ndarray) -> np.ndarray:
+    """The array, which crops are looks into, safe from being written to."""
+    array.flags.writeable = False
+    return array
 
 
 def _frame(array: Shaped[np.ndarray, "c x y z"]) -> bytes:

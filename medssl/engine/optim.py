@@ -72,6 +72,7 @@ class TrainConfig(Config):
     check_every: PositiveInt = 500
     log_every: PositiveInt = 50
     num_workers: int = Field(default=0, ge=0)
+    keep_mib: int | None = Field(default=None, ge=0)
     prefetch: bool = True
     devices: PositiveInt = 1
     strategy: str = "auto"

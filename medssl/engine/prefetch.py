@@ -16,6 +16,7 @@ import torch
 from medssl.trainable import Batch
 
 _DEPTH = 2
+_MOST_THREADS = 4
 _JOIN_SECONDS = 10.0
 
 Prepare = Callable[[Batch], Batch]
@@ -43,7 +44,7 @@ class Feed:
     def __next__(self) -> Batch:
         """The next batch; whatever the loader or ``prepare`` raises comes from here."""
         before = time.perf_counter()
-        batch = self._make()
+        batch = self._prepared(next(self._data))
         self.waited += time.perf_counter() - before
         return batch
 
@@ -51,31 +52,37 @@ class Feed:
         """End the loader."""
         getattr(self._data, "close", lambda: None)()
 
-    def _make(self) -> Batch:
-        batch = next(self._data)
+    def _prepared(self, batch: Batch) -> Batch:
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             return self._prepare(batch.to(self._device))
 
 
 class Prefetcher(Feed):
-    """Makes up to two batches ahead in one thread; on CUDA from page-locked memory and on a stream of its own.
+    """Makes batches ahead in threads; on CUDA in one, from page-locked memory and on a stream of its own.
 
-    An exception is kept until the step that misses the batch. On CUDA a place is free again only when the device has
-    done the step with its batch, so that no more than two batches ever lie ahead in its memory, and a wait counts as
-    waiting only if the device had nothing left to do.
+    On the CPU up to four threads, if torch may use so many, take turns with the loader, and each prepares its batch by
+    itself on one thread; batches come in the loader's order. An exception is kept until the step that misses the
+    batch. On CUDA a place is free again only when the device has done the step with its batch, so that no more than
+    two batches ever lie ahead in its memory, and a wait counts as waiting only if the device had nothing left to do.
 
     Args:
-        data: As for :class:`Feed`; only the thread touches it.
-        prepare: Called in the thread.
+        data: As for :class:`Feed`; only the threads touch it, one at a time.
+        prepare: Called in the threads.
         device: Where the step runs.
     """
 
     def __init__(self, data: Iterator[Batch], prepare: Prepare, *, device: torch.device) -> None:
         super().__init__(data, prepare, device=device)
-        self._ready: SimpleQueue[_Ready] = SimpleQueue()
+        usual = torch.get_num_threads()
+        threads = min(_MOST_THREADS, usual) if device.type == "cpu" else 1
+        depth = max(_DEPTH, threads)
+        self._ready: list[SimpleQueue[_Ready]] = [SimpleQueue() for _ in range(depth)]  # batch n in queue n % depth
         self._places: SimpleQueue[torch.cuda.Event | None] = SimpleQueue()  # free ones; on CUDA, once the event is over
-        for _ in range(_DEPTH):
+        for _ in range(depth):
             self._places.put(None)
+        self._turn = threading.Lock()
+        self._loaded = 0
+        self._taken = 0
         self._stopping = threading.Event()
         self._finished = False
         self._in_use = False
@@ -83,8 +90,15 @@ class Prefetcher(Feed):
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._thread = threading.Thread(target=self._work, name="medssl-prefetch", daemon=True)
-        self._thread.start()
+        self._alone = threading.Barrier(threads + 1)
+        self._threads = [
+            threading.Thread(target=self._work, name="medssl-prefetch", daemon=True) for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+        if threads > 1:
+            self._alone.wait()
+            torch.set_num_threads(usual)  # what they have set is also the number that later threads begin with
 
     def __next__(self) -> Batch:
         """The next batch, in order."""
@@ -92,7 +106,8 @@ class Prefetcher(Feed):
             raise StopIteration
         step_end = self._free_place()
         before = time.perf_counter()
-        ready = self._ready.get()
+        ready = self._ready[self._taken % len(self._ready)].get()
+        self._taken += 1
         if step_end is None or step_end.query():  # type: ignore[no-untyped-call]
             self.waited += time.perf_counter() - before
         if ready.batch is None:
@@ -108,11 +123,14 @@ class Prefetcher(Feed):
         return ready.batch
 
     def close(self) -> None:
-        """Stop the thread after the batch that it is making, and the loader with it."""
+        """Stop the threads after the batches that they are making, and the loader with them."""
         self._stopping.set()
-        self._places.put(None)
         self._finished = True
-        self._thread.join(_JOIN_SECONDS)
+        for _ in self._threads:
+            self._places.put(None)
+        until = time.monotonic() + _JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _free_place(self) -> torch.cuda.Event | None:
         """Give back the place of the batch before; the event is the end of the device's work on it."""
@@ -128,29 +146,44 @@ class Prefetcher(Feed):
         return event
 
     def _work(self) -> None:
-        """Fill the queue until the data end, something fails or the run is over."""
-        try:
-            while True:
-                step_end = self._places.get()
-                if self._stopping.is_set():
-                    break
-                if step_end is not None:
-                    step_end.synchronize()
-                self._ready.put(self._make_ready())
-        except StopIteration:
-            self._ready.put(_Ready(None))
-        except BaseException as error:  # raised where the batch is missed
-            self._ready.put(_Ready(None, error=error))
-        finally:
+        """Load and prepare one batch after the other, until the data end, something fails or the run is over."""
+        if len(self._threads) > 1:
+            torch.get_num_threads()  # the first call in a thread takes over the number of the others
+            torch.set_num_threads(1)
+            self._alone.wait()
+        while True:
+            step_end = self._places.get()
+            if self._stopping.is_set():
+                break
+            if step_end is not None:
+                step_end.synchronize()
+            with self._turn:
+                number, self._loaded = self._loaded, self._loaded + 1
+                batch, error = self._load()
+            ready = _Ready(None, error=error) if batch is None else self._make_ready(batch)
+            self._ready[number % len(self._ready)].put(ready)
+            if ready.batch is None:
+                break
+        with self._turn:
             super().close()
 
-    def _make_ready(self) -> _Ready:
-        if self._stream is None:
-            return _Ready(self._make())
-        batch = next(self._data)
-        with torch.cuda.stream(self._stream), torch.no_grad(), torch.autocast("cuda", enabled=False):
-            made = self._prepare(batch.pin_memory().to(self._device))
-        return _Ready(made, event=self._stream.record_event())
+    def _load(self) -> tuple[Batch | None, BaseException | None]:
+        try:
+            return next(self._data), None
+        except StopIteration:
+            return None, None
+        except BaseException as error:  # raised where the batch is missed
+            return None, error
+
+    def _make_ready(self, batch: Batch) -> _Ready:
+        try:
+            if self._stream is None:
+                return _Ready(self._prepared(batch))
+            with torch.cuda.stream(self._stream), torch.no_grad(), torch.autocast("cuda", enabled=False):
+                made = self._prepare(batch.pin_memory().to(self._device))
+            return _Ready(made, event=self._stream.record_event())
+        except BaseException as error:  # raised where the batch is missed
+            return _Ready(None, error=error)
 
 
 class _Ready(NamedTuple):

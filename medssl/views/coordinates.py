@@ -7,6 +7,7 @@ the array point.
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float64, Shaped
@@ -19,7 +20,14 @@ AXES = {"LR": 0, "AP": 1, "SI": 2}
 
 def anatomical_axes(case: CaseArrays) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """The array axes nearest to LR, AP and SI, and which of them run the other way: to the left, back or foot."""
-    directions = case.affine[:3, :3] / np.linalg.norm(case.affine[:3, :3], axis=0)
+    return _nearest_axes(np.ascontiguousarray(case.affine[:3, :3], dtype=np.float64).tobytes())
+
+
+@lru_cache(maxsize=4096)
+def _nearest_axes(linear: bytes) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """For the bytes of a matrix, as every crop of a case asks for the same."""
+    matrix = np.frombuffer(linear).reshape(3, 3)
+    directions = matrix / np.linalg.norm(matrix, axis=0)
     orders = itertools.permutations(range(3))
     x, y, z = max(orders, key=lambda order: float(np.abs(directions[range(3), order]).sum()))
     return (x, y, z), (bool(directions[0, x] < 0), bool(directions[1, y] < 0), bool(directions[2, z] < 0))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from medssl.augment.base import Augment, Mixing
-from medssl.augment.pipeline import Pipeline
 from medssl.augment.build import augment_classes
 from medssl.augment.images import ONLY_HU
+from medssl.augment.pipeline import Pipeline
 
 CLASSES = augment_classes()
 

@@ -14,7 +14,7 @@ from medssl.tasks.base import Task
 
 PLACES: dict[str, dict[str, Any]] = {
     "mae": {"name": "mae", "crop_voxels": [16, 16, 16]},
-    "voco": {"name": "voco", "crop_voxels": [16, 16, 16]},
+    "voco": {"name": "voco", "position_mode": "crop", "crop_voxels": [16, 16, 16]},
     "segmentation": {"name": "segmentation", "crop_voxels": [16, 16, 16]},
 }
 IN_MM = "give three numbers in mm above 0, such as [64, 64, 64]"

@@ -1,6 +1,7 @@
 """How the loops of the CPU are compiled, and the few instructions that Numba has no words for.
 
-Import this file only from those loops, for Numba is slow to load.
+Import this file only from those loops, for Numba is slow to load. The instructions run only while the compiler does,
+and not at all where its result is on disk already: no coverage is counted in them.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Each works on flat arrays and on a range of planes or samples, holds no lock of the interpreter, and leaves the
 vector units full: where the processor must fetch voxels one by one, it does so into short rows, and computes on those.
+What runs is machine code, where no coverage can be counted; tests compare it with plain torch and numpy.
 """
 
 from __future__ import annotations

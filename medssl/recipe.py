@@ -23,6 +23,7 @@ from medssl.checks import FrozenFeatures, HeldOut
 from medssl.config import Config, apply_overrides, load_yaml
 from medssl.data.loader import batches, fixed_batches
 from medssl.data.memory import keep_decoded
+from medssl.data.splits import Split
 from medssl.data.store import ArrayStore, StoredCase
 from medssl.engine.device import ranks
 from medssl.engine.optim import TrainConfig
@@ -50,7 +51,6 @@ _FREE_TRAIN_KEYS = {
 }
 
 Resume = Literal["auto", "never", "must"]
-Split = Literal["train", "val", "test"]
 
 
 class ChecksConfig(Config):

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from pydantic import AfterValidator, Field
@@ -114,10 +115,12 @@ class Augment(nn.Module, ABC, Generic[C]):
         done at once and where they lie in memory, and a view must not depend on its neighbours even in its last bit.
         """
         spacing = Frame.whole(x, (1.0, 1.0, 1.0)).spacing_mm if spacing_mm is None else spacing_mm
+        if len(x) == 1:
+            return self.change(x, params, spacing) if bool(params["on"]) else x
         chosen = params["on"].nonzero()[:, 0]
         if len(chosen) == 0:
             return x
-        if x.device.type == "cpu" and len(x) > 1:
+        if x.device.type == "cpu":
             rows = [slice(index, index + 1) for index in range(len(x))]
             return torch.cat([self.apply(aligned(x[row]), rows_of(params, row), spacing[row]) for row in rows])
         if len(chosen) == len(x):
@@ -271,13 +274,8 @@ def compose(
         moved = augment.matrix(params, frame.spacing_mm) @ moved
         shift = augment.displacement(params, frame.shape, frame.spacing_mm)
         shifts += [] if shift is None else [shift.double()]
-    inverse = torch.linalg.inv(moved)
     spacing = frame.spacing_mm
-    linear = inverse[:, :dims, :dims] * spacing[:, None] / spacing[:, :, None]
-    centre = (torch.tensor(frame.shape, dtype=torch.float64) - 1) / 2
-    crop = torch.eye(dims + 1, dtype=torch.float64).repeat(len(moved), 1, 1)
-    crop[:, :dims, :dims] = linear
-    crop[:, :dims, dims] = inverse[:, :dims, dims] / spacing + centre - linear @ centre
+    crop = torch.from_numpy(_about_centre(np.linalg.inv(moved.numpy()), spacing.numpy(), frame.shape))
     if not shifts:
         return frame.to_box @ crop, None
     if len({shift.shape for shift in shifts}) > 1:
@@ -285,6 +283,19 @@ def compose(
     in_voxels = torch.stack(shifts).sum(dim=0) / spacing.reshape(*spacing.shape, *[1] * dims)
     in_box = torch.einsum("bij,bj...->bi...", frame.to_box[:, :dims, :dims], in_voxels)
     return frame.to_box @ crop, in_box.float()
+
+
+def _about_centre(
+    inverse: Float64[np.ndarray, "b n n"], spacing_mm: Float64[np.ndarray, "b d"], shape: Sequence[int]
+) -> Float64[np.ndarray, "b n n"]:
+    """A map in mm about the centre of crops of ``shape``, as one of voxel indices."""
+    dims = len(shape)
+    centre = (np.asarray(shape, np.float64) - 1) / 2
+    crop = inverse.copy()
+    linear = inverse[:, :dims, :dims] * spacing_mm[:, None] / spacing_mm[:, :, None]
+    crop[:, :dims, :dims] = linear
+    crop[:, :dims, dims] = inverse[:, :dims, dims] / spacing_mm + centre - linear @ centre
+    return crop
 
 
 def derive_seeds(seeds: Int64[Tensor, " b"], num: int) -> Int64[Tensor, "b num"]:
@@ -305,7 +316,7 @@ def aligned(x: Tensor) -> Tensor:
 
 def uniform(bounds: tuple[float, float], generator: torch.Generator) -> Float32[Tensor, ""]:
     """One number, evenly drawn."""
-    return bounds[0] + torch.rand((), generator=generator) * (bounds[1] - bounds[0])
+    return torch.rand((), generator=generator).mul_(bounds[1] - bounds[0]).add_(bounds[0])
 
 
 def wide(values: Shaped[Tensor, " b"], x: Shaped[Tensor, "b c *s"], *, dtype: torch.dtype | None = None) -> Tensor:
@@ -315,10 +326,8 @@ def wide(values: Shaped[Tensor, " b"], x: Shaped[Tensor, "b c *s"], *, dtype: to
 
 def extremes(x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor]:
     """Least and greatest value of each sample and channel, ready to broadcast."""
-    rows = x.flatten(2)
-    low, high = rows.amin(dim=2), rows.amax(dim=2)  # aminmax along an axis takes twenty times as long
-    shape = (*x.shape[:2], *[1] * (x.ndim - 2))
-    return low.reshape(shape), high.reshape(shape)
+    axes = tuple(range(2, x.ndim))
+    return x.amin(dim=axes, keepdim=True), x.amax(dim=axes, keepdim=True)  # aminmax takes twenty times as long
 
 
 def mix(seed: int, salt: int) -> int:
@@ -328,8 +337,13 @@ def mix(seed: int, salt: int) -> int:
     """
     value = 0
     for number in (seed, salt):
-        value = (value + number + 0x9E3779B97F4A7C15) & _MASK
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-        value ^= value >> 31
+        value = finalise(value + number + 0x9E3779B97F4A7C15)
     return value
+
+
+def finalise(number: int) -> int:
+    """The finaliser of SplitMix64, of the low 64 bits."""
+    value = number & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)

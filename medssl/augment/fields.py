@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from medssl.augment.base import finalise
 from medssl.augment.resample import compiled
 from medssl.augment.threads import share
 from medssl.errors import ConfigError
@@ -57,15 +58,15 @@ def add_normal(
         wide = sigma.to(x.device, torch.float32, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
         return x + wide * normal_field(seeds, x.shape[1:], x.device)
     bases, table = _bases(seeds, _NORMAL).numpy().view(np.uint64), _quantiles(x.device).numpy()
-    rows, strength = x.detach().contiguous().flatten(1).numpy(), sigma.float().contiguous().numpy()
-    out = torch.empty(rows.shape)
-    target = out.numpy()
+    rows, strength = x.detach().contiguous().numpy().reshape(len(x), -1), sigma.float().contiguous().numpy()
+    out = torch.empty(x.shape)
+    target = out.numpy().reshape(rows.shape)
 
     def work(start: int, stop: int) -> None:
         kernels.add_normal_blocks(rows, bases, strength, table, target, start, stop)
 
     share(work, len(rows) * -(-rows.shape[1] // 1024), voxels=rows.size)
-    return out.reshape(x.shape)
+    return out
 
 
 def uniform_field(
@@ -155,8 +156,9 @@ def _lanes(
 
 
 def _bases(seeds: Int64[Tensor, " b"], stream: int) -> Int64[Tensor, " b"]:
-    """Scrambled seeds, different for each stream."""
-    return _hash(_hash(seeds + _signed(0x9E3779B97F4A7C15)) + stream)
+    """Scrambled seeds, different for each stream; as plain numbers, for each call of torch costs more than all."""
+    scrambled = [finalise(finalise(seed + 0x9E3779B97F4A7C15) + stream) for seed in seeds.tolist()]
+    return torch.tensor([_signed(number) for number in scrambled], dtype=torch.int64)
 
 
 def _hash(value: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from medssl.augment.jit import bits_of, compile_loop, copy, copy_pair, float_of, get, pair, put
 
+_ROW_BLOCK = 1024  # voxels of a view that are made together
 _BLOCK = 256  # hashes a pass, so that their values stay in the first cache
 _STRIDE = 1 << 14  # numbers whose power is taken in one piece
 
@@ -25,13 +26,12 @@ _GAMMA, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE
 
 @compile_loop(contract=True)
 def _walk(linear: Any, shift: Any, i: Any, j: Any, at: Any) -> None:  # pragma: no cover  compiled
-    """Box coordinates of one row of the output."""
-    num = at.size // 3
+    """Box coordinates of one row of the output, (3, row)."""
     for axis in range(3):
         start = _f32(linear[axis, 0] * i + linear[axis, 1] * j + shift[axis])
-        step = _f32(linear[axis, 2])
-        for k in range(num):
-            put(at, axis * num + k, start + step * _f32(k))
+        step, row = _f32(linear[axis, 2]), at[axis]
+        for k in range(row.size):
+            put(row, k, start + step * _f32(k))
 
 
 @compile_loop(contract=True)
@@ -58,7 +58,7 @@ def _bend(low: Any, high: Any, share_of_high: Any, at: Any, bent: Any) -> None: 
 def _linear_places(  # noqa: PLR0917
     at: Any, sizes: Any, steps: Any, outside: Any, place: Any, part: Any
 ) -> None:  # pragma: no cover  compiled
-    """First neighbour of each voxel, its distances to it, and how much of it lies inside the box."""
+    """First neighbour of each voxel, its distances to it, and how much of it lies inside the box where that counts."""
     num = place.size
     most_x, most_y, most_z = _f32(sizes[0] - 1), _f32(sizes[1] - 1), _f32(sizes[2] - 1)
     last_x, last_y, last_z = _i32(max(sizes[0] - 2, 0)), _i32(max(sizes[1] - 2, 0)), _i32(max(sizes[2] - 2, 0))
@@ -71,8 +71,13 @@ def _linear_places(  # noqa: PLR0917
         put(part, k, u - _f32(first))
         put(part, num + k, v - _f32(second))
         put(part, 2 * num + k, w - _f32(third))
-        kept_x, kept_y = max(_ONE - outside * abs(x - u), _ZERO), max(_ONE - outside * abs(y - v), _ZERO)
-        put(part, 3 * num + k, kept_x * kept_y * max(_ONE - outside * abs(z - w), _ZERO))
+    if outside == _ZERO:
+        return
+    for k in range(num):
+        x, y, z = get(at, k), get(at, num + k), get(at, 2 * num + k)
+        u, v, w = min(max(x, _ZERO), most_x), min(max(y, _ZERO), most_y), min(max(z, _ZERO), most_z)
+        kept_x, kept_y = max(_ONE - abs(x - u), _ZERO), max(_ONE - abs(y - v), _ZERO)
+        put(part, 3 * num + k, kept_x * kept_y * max(_ONE - abs(z - w), _ZERO))
 
 
 @compile_loop(contract=True)
@@ -81,34 +86,61 @@ def _nearest_places(at: Any, sizes: Any, steps: Any, outside: Any, place: Any) -
     num = place.size
     num_x, num_y, num_z = _f32(sizes[0]), _f32(sizes[1]), _f32(sizes[2])
     step_x, step_y = _i32(steps[0]), _i32(steps[1])
-    goes_on = outside == _ZERO
     for k in range(num):
         x, y, z = get(at, k) + _HALF, get(at, num + k) + _HALF, get(at, 2 * num + k) + _HALF
         u, v, w = min(max(x, _ZERO), num_x - _ONE), min(max(y, _ZERO), num_y - _ONE), min(max(z, _ZERO), num_z - _ONE)
+        put(place, k, _i32(_i32(u) * step_x + _i32(v) * step_y + _i32(w)))
+    if outside == _ZERO:
+        return
+    for k in range(num):
+        x, y, z = get(at, k) + _HALF, get(at, num + k) + _HALF, get(at, 2 * num + k) + _HALF
         inside = (x >= _ZERO) & (x < num_x) & (y >= _ZERO) & (y < num_y) & (z >= _ZERO) & (z < num_z)
-        index = _i32(_i32(u) * step_x + _i32(v) * step_y + _i32(w))
-        put(place, k, index if inside | goes_on else _i32(-1))
+        if not inside:
+            place[k] = -1
 
 
 @compile_loop(contract=True)
-def _fetch(box: Any, place: Any, step: Any, row: Any) -> None:  # pragma: no cover  compiled
+def _fetch(box: Any, place: Any, step_x: Any, step_y: Any, rows: Any) -> None:  # pragma: no cover  compiled
+    """The eight neighbours of each voxel, as four pairs."""
+    a, b, c, d = rows
     for k in range(place.size):
-        copy_pair(box, _i32(place[np.uintp(k)] + step), row, k)
+        first = place[np.uintp(k)]
+        copy_pair(box, first, a, k)
+        copy_pair(box, _i32(first + step_y), b, k)
+        copy_pair(box, _i32(first + step_x), c, k)
+        copy_pair(box, _i32(first + step_x + step_y), d, k)
 
 
 @compile_loop(contract=True)
 def _fetch_labels(box: Any, place: Any, out: Any) -> None:  # pragma: no cover  compiled
     for k in range(place.size):
-        index = place[np.uintp(k)]
-        if index >= 0:
-            copy(box, index, out, k)
-        else:
+        copy(box, max(place[np.uintp(k)], _i32(0)), out, k)
+    for k in range(place.size):
+        if place[np.uintp(k)] < 0:
             out[np.uintp(k)] = 0
 
 
 @compile_loop(contract=True)
-def _blend(rows: Any, part: Any, fill: Any, window: Any, out: Any) -> None:  # pragma: no cover  compiled
+def _blend(rows: Any, part: Any, window: Any, out: Any) -> None:  # pragma: no cover  compiled
     """Interpolate between the eight neighbours, then window."""
+    num = out.size
+    low, scale, least, most = window
+    a, b, c, d = rows
+    for k in range(num):
+        x, y, z = get(part, k), get(part, num + k), get(part, 2 * num + k)
+        a0, a1 = pair(a, k)
+        b0, b1 = pair(b, k)
+        c0, c1 = pair(c, k)
+        d0, d1 = pair(d, k)
+        ab, bb, cb, db = a0 + z * (a1 - a0), b0 + z * (b1 - b0), c0 + z * (c1 - c0), d0 + z * (d1 - d0)
+        near, far = ab + y * (bb - ab), cb + y * (db - cb)
+        value = (near + x * (far - near) - low) * scale
+        put(out, k, least if value < least else (most if value > most else value))
+
+
+@compile_loop(contract=True)
+def _blend_filled(rows: Any, part: Any, fill: Any, window: Any, out: Any) -> None:  # pragma: no cover  compiled
+    """The same with a value outside the box."""
     num = out.size
     low, scale, least, most = window
     a, b, c, d = rows
@@ -127,7 +159,7 @@ def _blend(rows: Any, part: Any, fill: Any, window: Any, out: Any) -> None:  # p
 
 
 @compile_loop(contract=True)
-def resample_planes(  # noqa: PLR0917  numba knows no keyword-only arguments
+def resample_planes(  # noqa: PLR0912, PLR0917  numba knows no keyword-only arguments
     box: Any,
     labels: Any,
     out: Any,
@@ -160,10 +192,13 @@ def resample_planes(  # noqa: PLR0917  numba knows no keyword-only arguments
         stop: Behind the last plane.
     """
     planes, num_rows, num = out.shape[2], out.shape[3], out.shape[4]
-    at, bent = np.empty(3 * num, np.float32), np.empty(3 * num, np.float32)
-    place, part = np.empty(num, np.int32), np.empty(4 * num, np.float32)
-    a, b = np.empty(2 * num, box.dtype), np.empty(2 * num, box.dtype)
-    c, d = np.empty(2 * num, box.dtype), np.empty(2 * num, box.dtype)
+    block = min(num_rows, max(1, _ROW_BLOCK // num))  # rows that are done together
+    most = block * num
+    at_once, bent_once = np.empty(3 * most, np.float32), np.empty(3 * most, np.float32)
+    place_once, part_once = np.empty(most, np.int32), np.empty(4 * most, np.float32)
+    a, b = np.empty(2 * most, box.dtype), np.empty(2 * most, box.dtype)
+    c, d = np.empty(2 * most, box.dtype), np.empty(2 * most, box.dtype)
+    rows = (a, b, c, d)
     knots, lines = moves.shape[2], moves.shape[3]
     plane = np.empty((3, max(lines, 1), num), np.float32)
     steps = (box.shape[3] * box.shape[4], box.shape[4])
@@ -178,26 +213,41 @@ def resample_planes(  # noqa: PLR0917  numba knows no keyword-only arguments
                 for line in range(lines):
                     ends = moves[sample, axis, low, line], moves[sample, axis, high, line]
                     _mix(ends[0], ends[1], share_of_high, plane[axis, line])
-        for j in range(num_rows):
-            _walk(to_box[sample, :3, :3], to_box[sample, :3, 3], i, j, at)
+        for first in range(0, num_rows, block):
+            count = min(block, num_rows - first)
+            size = count * num
+            at, place, part = at_once[: 3 * size], place_once[:size], part_once[: 4 * size]
+            walked = at.reshape(3, size)
+            for row in range(count):
+                _walk(
+                    to_box[sample, :3, :3],
+                    to_box[sample, :3, 3],
+                    i,
+                    first + row,
+                    walked[:, row * num : (row + 1) * num],
+                )
             if knots > 0:
-                low, high, share_of_high = _knot(j, num_rows, lines)
-                for axis in range(3):
-                    row = slice(axis * num, (axis + 1) * num)
-                    _bend(plane[axis, low], plane[axis, high], share_of_high, at[row], bent[row])
-                at, bent = bent, at
+                bent = bent_once[: 3 * size]
+                for row in range(count):
+                    low, high, share_of_high = _knot(first + row, num_rows, lines)
+                    for axis in range(3):
+                        own = slice(axis * size + row * num, axis * size + (row + 1) * num)
+                        _bend(plane[axis, low], plane[axis, high], share_of_high, at[own], bent[own])
+                at = bent
             _linear_places(at, sizes, steps, outside, place, part)
+            done = slice(first * num, first * num + size)
             for channel in range(box.shape[1]):
-                voxels = box[sample, channel].reshape(-1)
-                _fetch(voxels, place, _i32(0), a)
-                _fetch(voxels, place, step_y, b)
-                _fetch(voxels, place, step_x, c)
-                _fetch(voxels, place, _i32(step_x + step_y), d)
-                _blend((a, b, c, d), part, fill, bounds, out[sample, channel, i, j])
+                _fetch(box[sample, channel].reshape(-1), place, step_x, step_y, rows)
+                target = out[sample, channel, i].reshape(-1)[done]
+                if outside == _ZERO:
+                    _blend(rows, part, bounds, target)
+                else:
+                    _blend_filled(rows, part, fill, bounds, target)
             if labels.shape[1] > 0:
                 _nearest_places(at, sizes, steps, outside, place)
                 for channel in range(labels.shape[1]):
-                    _fetch_labels(labels[sample, channel].reshape(-1), place, out_labels[sample, channel, i, j])
+                    target_labels = out_labels[sample, channel, i].reshape(-1)[done]
+                    _fetch_labels(labels[sample, channel].reshape(-1), place, target_labels)
 
 
 @compile_loop(contract=False)

@@ -123,9 +123,8 @@ class Pipeline(nn.Module):
         )
         for move, drawn in spatial:
             target = target if target is None else move.relabel(target, drawn)
-        image, target, notes = self._intensify(
-            image, target, intensity if window is None else intensity[1:], spacing_mm=frame.spacing_mm
-        )
+        left = intensity if window is None else intensity[1:]
+        image, target, notes = self._intensify(image, target, left, spacing_mm=frame.spacing_mm, is_ours=image is not x)
         after = Frame(to_box, frame.shape, frame.spacing_mm, frame.extent)
         return self._with_fallback(x, label, frame, View(image, target, after, notes))
 
@@ -203,14 +202,20 @@ class Pipeline(nn.Module):
         drawn: Sequence[tuple[Augment[Any], Params]],
         *,
         spacing_mm: Tensor,
+        is_ours: bool,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Apply the intensity augments; on the CPU sample by sample, or group by group where some mix."""
+        """Apply the intensity augments; on the CPU sample by sample, or group by group where some mix.
+
+        ``is_ours`` says that nobody else has the image, so that what is made of it may take its place.
+        """
         groups = [change.config.group for change, _ in drawn if isinstance(change, Mixing)]
         size = math.lcm(*groups)
         if image.device.type != "cpu" or len(image) <= size or len(image) % size:
             return _chain(image, label, drawn, spacing_mm)
 
-        out = torch.empty((len(image), self.channels_out(image.shape[1]), *image.shape[2:]))
+        channels = self.channels_out(image.shape[1])
+        in_place = is_ours and channels == image.shape[1]
+        out = image if in_place else image.new_empty((len(image), channels, *image.shape[2:]))
         mixed = label if label is None or not groups else torch.empty_like(label)
 
         def work(start: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -28,15 +29,16 @@ def power(
         high: Greatest value.
     """
     kernels = compiled()
-    span = torch.where(high > low, high - low, 1.0)
     if x.device.type != "cpu" or kernels is None:
+        span = torch.where(high > low, high - low, 1.0)
         wide = exponent.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
         return ((x - low) / span).clamp_(0, 1).pow_(wide).mul_(span).add_(low)
-    rows = x.detach().contiguous().flatten(0, 1).flatten(1).numpy()
+    rows = x.detach().contiguous().numpy().reshape(x.shape[0] * x.shape[1], -1)
     out = torch.empty(x.shape)
-    target = out.view(rows.shape).numpy()
-    least, width = low.flatten().numpy(), span.flatten().numpy()
-    powers = exponent.float().repeat_interleave(x.shape[1]).numpy()
+    target = out.numpy().reshape(rows.shape)
+    least, greatest = low.numpy().reshape(-1), high.numpy().reshape(-1)
+    width = np.where(greatest > least, greatest - least, np.float32(1.0))
+    powers = exponent.numpy().astype(np.float32).repeat(x.shape[1])
 
     def work(start: int, stop: int) -> None:
         kernels.power_blocks(rows, least, width, powers, target, start, stop)

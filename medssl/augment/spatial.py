@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Shaped
 from pydantic import Field, model_validator
@@ -237,10 +238,11 @@ def _crossing(is_across: Bool[Tensor, "b 3"]) -> Bool[Tensor, "b 3"]:
 def _rotation(angle: Float64[Tensor, " b"], axis: int) -> Float64[Tensor, "b 3 3"]:
     """Right-handed rotation about one axis."""
     first, second = (axis + 1) % 3, (axis + 2) % 3
-    matrix = torch.eye(3, dtype=torch.float64).repeat(len(angle), 1, 1)
-    matrix[:, first, first] = matrix[:, second, second] = angle.cos()
-    matrix[:, first, second], matrix[:, second, first] = -angle.sin(), angle.sin()
-    return matrix
+    matrix, cosine, sine = np.zeros((len(angle), 3, 3)), np.cos(angle.numpy()), np.sin(angle.numpy())
+    matrix[:, axis, axis] = 1.0
+    matrix[:, first, first] = matrix[:, second, second] = cosine
+    matrix[:, first, second], matrix[:, second, first] = -sine, sine
+    return torch.from_numpy(matrix)
 
 
 def _homogeneous(linear: Float64[Tensor, "b d d"], shift: Float64[Tensor, "b d"]) -> Float64[Tensor, "b n n"]:

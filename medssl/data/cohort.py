@@ -16,11 +16,11 @@ from pydantic import Field
 
 from medssl.config import Config
 from medssl.data.reading import Reading
+from medssl.data.splits import Split
 from medssl.errors import CaseError, ConfigError, ReadError
 from medssl.runfolder import atomic_path, atomic_write
 
 Modality = Literal["CT", "MR", "PT", "US", "XR", "other"]
-Split = Literal["train", "val", "test"]
 
 COLUMNS = ("case_id", "subject_id", "image", "label", "modality", "split", "reading")
 

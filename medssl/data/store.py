@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float64, Int32, Shaped
 
 from medssl.config import dump_yaml
 from medssl.data.atlas import read_atlas
-from medssl.data.cohort import Split
+from medssl.data.splits import Split
 from medssl.errors import CheckpointError, ReadError
 from medssl.geometry import Geometry
 from medssl.runfolder import atomic_path, atomic_write

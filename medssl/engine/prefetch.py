@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import NamedTuple, Self
 
@@ -18,6 +21,8 @@ from medssl.trainable import Batch
 _DEPTH = 2
 _MOST_THREADS = 4
 _JOIN_SECONDS = 10.0
+_M_ARENA_MAX = -8  # of malloc.h
+_SWITCH_SECONDS = 5e-4  # a thread that has left the interpreter for a loop must not wait 5 ms to come back
 
 Prepare = Callable[[Batch], Batch]
 
@@ -90,6 +95,9 @@ class Prefetcher(Feed):
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._usual_switch = sys.getswitchinterval()
+        sys.setswitchinterval(min(_SWITCH_SECONDS, self._usual_switch))
+        _share_free_memory()
         self._alone = threading.Barrier(threads + 1)
         self._threads = [
             threading.Thread(target=self._work, name="medssl-prefetch", daemon=True) for _ in range(threads)
@@ -131,6 +139,7 @@ class Prefetcher(Feed):
         until = time.monotonic() + _JOIN_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
+        sys.setswitchinterval(self._usual_switch)
 
     def _free_place(self) -> torch.cuda.Event | None:
         """Give back the place of the batch before; the event is the end of the device's work on it."""
@@ -157,15 +166,19 @@ class Prefetcher(Feed):
                 break
             if step_end is not None:
                 step_end.synchronize()
-            with self._turn:
-                number, self._loaded = self._loaded, self._loaded + 1
-                batch, error = self._load()
-            ready = _Ready(None, error=error) if batch is None else self._make_ready(batch)
-            self._ready[number % len(self._ready)].put(ready)
-            if ready.batch is None:
+            if not self._make_next():
                 break
         with self._turn:
             super().close()
+
+    def _make_next(self) -> bool:
+        """Load and prepare one batch, and keep nothing of it; False at the end, or where something failed."""
+        with self._turn:
+            number, self._loaded = self._loaded, self._loaded + 1
+            batch, error = self._load()
+        ready = _Ready(None, error=error) if batch is None else self._make_ready(batch)
+        self._ready[number % len(self._ready)].put(ready)
+        return ready.batch is not None
 
     def _load(self) -> tuple[Batch | None, BaseException | None]:
         try:
@@ -184,6 +197,12 @@ class Prefetcher(Feed):
             return _Ready(made, event=self._stream.record_event())
         except BaseException as error:  # raised where the batch is missed
             return _Ready(None, error=error)
+
+
+def _share_free_memory() -> None:
+    """Let threads allocate from one pool: by default glibc keeps for each what its largest batch has needed."""
+    with suppress(OSError, AttributeError, TypeError):  # another system, or another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 class _Ready(NamedTuple):

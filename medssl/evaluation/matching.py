@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medssl.data.cohort import Case, Cohort, Split, read_table
+from medssl.data.cohort import Case, Cohort, read_table
 from medssl.data.reading import Reading
+from medssl.data.splits import Split
 from medssl.errors import CaseError, NoInputError, ReadError
 from medssl.io import is_image, stem
 from medssl.io.dicom.series_list import SUFFIX

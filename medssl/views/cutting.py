@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
 from medssl.views.base import CaseArrays
-from medssl.views.boxes import Box, Triple, overlap_fractions, triple
+from medssl.views.boxes import Box, Triple, triple
 from medssl.views.coordinates import atlas_coordinates, body_coordinates
 
 _TOLERANCE = 1e-6  # voxels
@@ -109,8 +109,9 @@ class Cut:
 
     def padded_share(self, case: CaseArrays) -> float:
         """Share of the crop that lies outside the volume."""
-        volume = np.array([[(0, 0, 0), case.shape]], np.float64)
-        inside = float(overlap_fractions(self.place.to_array()[None], volume)[0, 0])
+        inside = 1.0
+        for start, size, length in zip(self.place.start, self.place.size, case.shape, strict=True):
+            inside *= max(0.0, min(start + size, length) - max(start, 0.0)) / size
         return max(0.0, round(1.0 - inside, 9))
 
     def corners(self) -> Float64[np.ndarray, "2 3"]:
@@ -234,9 +235,8 @@ def notes(*views: Views) -> dict[str, np.ndarray]:
     anywhere = [cut.is_anywhere for view in views for cut in view.cuts]
     constant = [flag for view in views for flag in view.is_constant]
     return {
-        "note_padded": np.asarray(np.mean(padded), np.float32),
-        "note_anywhere": np.asarray(np.mean(anywhere), np.float32),
-        "note_constant": np.asarray(np.mean(constant), np.float32),
+        f"note_{name}": np.asarray(sum(values) / len(values), np.float32)
+        for name, values in (("padded", padded), ("anywhere", anywhere), ("constant", constant))
     }
 
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import gc
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,6 +101,43 @@ def test_no_more_than_two_batches_lie_ahead() -> None:
         next(feed)
         assert settled(source) == used + 1
     feed.close()
+
+
+def test_no_thread_holds_on_to_what_a_batch_was_made_of() -> None:
+    raw: list[weakref.ref[Batch]] = []
+
+    def kept() -> Iterator[Batch]:
+        for number in range(1000):
+            batch = batch_of(number)
+            raw.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    feed = Prefetcher(kept(), doubled, device=CPU)
+    try:
+        taken = weakref.ref(next(feed))
+        assert waits_until(lambda: len(raw) >= 3)
+        assert waits_until(lambda: gc.collect() >= 0 and all(one() is None for one in raw[:2]))
+        assert waits_until(lambda: taken() is None)
+    finally:
+        feed.close()
+
+
+def test_the_interpreter_switches_threads_as_before_once_a_feed_is_closed() -> None:
+    before = sys.getswitchinterval()
+    feed = Prefetcher(iter(Source()), doubled, device=CPU)
+    assert sys.getswitchinterval() < before
+    feed.close()
+    assert sys.getswitchinterval() == before
+
+
+def test_a_loader_brings_no_reader_of_images_into_memory() -> None:
+    code = (
+        "import sys, medssl.data.loader, medssl.data.store, medssl.engine.prefetch, medssl.augment.build\n"
+        "print(sorted({'SimpleITK', 'nibabel', 'pydicom', 'PIL', 'medssl.io'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
 
 
 def test_an_exception_arrives_where_the_batch_is_missed() -> None:

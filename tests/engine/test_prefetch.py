@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import itertools
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -115,6 +115,7 @@ def test_no_thread_holds_on_to_what_a_batch_was_made_of() -> None:
 
     feed = Prefetcher(kept(), doubled, device=CPU)
     try:
+        next(feed)
         taken = weakref.ref(next(feed))
         assert waits_until(lambda: len(raw) >= 3)
         assert waits_until(lambda: gc.collect() >= 0 and all(one() is None for one in raw[:2]))

@@ -27,6 +27,7 @@ _MASK = (1 << 64) - 1
 _ALIGNMENT = 64  # bytes; where the allocator puts a tensor
 
 Params = dict[str, Tensor]
+Draws = dict[str, Tensor | float]
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -87,8 +88,8 @@ class Augment(nn.Module, ABC, Generic[C]):
         self.salt = zlib.crc32(f"{self.name} {salt}".encode())
 
     @abstractmethod
-    def sample(self, generator: torch.Generator) -> Params:
-        """Draw the parameters of one sample; every tensor has the same shape for every sample."""
+    def sample(self, generator: torch.Generator) -> Draws:
+        """Draw the parameters of one sample: numbers, and tensors of the same shape for every sample."""
 
     @abstractmethod
     def change(
@@ -99,12 +100,12 @@ class Augment(nn.Module, ABC, Generic[C]):
     def draw(self, seeds: Int64[Tensor, " b"]) -> Params:
         """Draw for each sample on the CPU; ``params["on"]`` says which samples are touched."""
         generator = torch.Generator()
-        rows: list[Params] = []
+        rows: list[Draws] = []
         for seed in seeds.tolist():
             generator.manual_seed(mix(seed, self.salt))
-            on = torch.rand((), generator=generator) < self.config.p
+            on = float(torch.rand((), generator=generator)) < self.config.p
             rows.append({"on": on, **self.sample(generator)})
-        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        return {key: _column([row[key] for row in rows]) for key in rows[0]}
 
     def apply(  # type: ignore[override]
         self, x: Float[Tensor, "b c *s"], params: Params, spacing_mm: Float64[Tensor, "b d"] | None = None
@@ -304,6 +305,13 @@ def derive_seeds(seeds: Int64[Tensor, " b"], num: int) -> Int64[Tensor, "b num"]
     return torch.tensor(rows, dtype=torch.int64).reshape(len(seeds), num)
 
 
+def _column(values: Sequence[Tensor | float]) -> Tensor:
+    """One parameter of all samples; numbers in float32, flags as they are."""
+    if isinstance(values[0], Tensor):
+        return torch.stack([torch.as_tensor(value) for value in values])
+    return torch.tensor(values, dtype=torch.bool if isinstance(values[0], bool) else torch.float32)
+
+
 def rows_of(params: Params, chosen: Tensor | slice) -> Params:
     """The draws of some of the samples."""
     return {key: value[chosen] for key, value in params.items()}
@@ -314,9 +322,9 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
 
 
-def uniform(bounds: tuple[float, float], generator: torch.Generator) -> Float32[Tensor, ""]:
-    """One number, evenly drawn."""
-    return torch.rand((), generator=generator).mul_(bounds[1] - bounds[0]).add_(bounds[0])
+def uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
+    """One number, evenly drawn; a plain one, for arithmetic of single numbers is slow in torch."""
+    return bounds[0] + float(torch.rand((), generator=generator)) * (bounds[1] - bounds[0])
 
 
 def wide(values: Shaped[Tensor, " b"], x: Shaped[Tensor, "b c *s"], *, dtype: torch.dtype | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from medssl.augment.base import (
     Augment,
     AugmentConfig,
+    Draws,
     NonNegativeRange,
     Params,
     PositiveRange,
@@ -60,7 +61,7 @@ class ColourJitter(Augment[ColourJitterConfig]):
     takes = ONLY_UNIT
     colour = True
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw three factors and a shift."""
         return {
             "brightness": uniform(self.config.brightness, generator),
@@ -105,7 +106,7 @@ class StainJitter(Augment[StainJitterConfig]):
     takes = ONLY_UNIT
     colour = True
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw a factor and a shift for each stain."""
         low, high = self.config.scale
         least, most = self.config.shift
@@ -144,7 +145,7 @@ class Greyscale(Augment[GreyscaleConfig]):
     takes = ONLY_UNIT
     colour = True
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw nothing."""
         return {}
 
@@ -178,7 +179,7 @@ class Illumination(Augment[IlluminationConfig]):
     config_class = IlluminationConfig
     takes = ONLY_UNIT
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the field at knots, the centre of the beam in the middle half, and the share lost."""
         return {
             "knots": (2 * torch.rand(_KNOTS, _KNOTS, _KNOTS, generator=generator) - 1) * self.config.amount,

@@ -16,7 +16,17 @@ from jaxtyping import Float, Float32, Float64
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from medssl.augment.base import Augment, AugmentConfig, NonNegativeRange, Params, PositiveRange, Range, uniform, wide
+from medssl.augment.base import (
+    Augment,
+    AugmentConfig,
+    Draws,
+    NonNegativeRange,
+    Params,
+    PositiveRange,
+    Range,
+    uniform,
+    wide,
+)
 from medssl.augment.fields import normal_field
 from medssl.augment.images import ONLY_HU, Domain
 from medssl.augment.intensity import along_axes, gaussian
@@ -75,7 +85,7 @@ class MultiWindow(Augment[MultiWindowConfig]):
     config_class = MultiWindowConfig
     takes = ONLY_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw both bounds of each window in HU."""
         low, high = torch.tensor(self.config.bounds_hu).T
         shift = self.config.jitter_hu * (2 * torch.rand(2, len(low), generator=generator) - 1)
@@ -148,11 +158,11 @@ class HuNoise(Augment[HuNoiseConfig]):
     config_class = HuNoiseConfig
     takes = ONLY_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the dose, the grain and the seed of the field."""
         dose = uniform(self.config.dose, generator)
         return {
-            "sigma_hu": self.config.sigma_hu * (1 / dose - 1).clamp(min=0).sqrt(),
+            "sigma_hu": self.config.sigma_hu * math.sqrt(max(1 / dose - 1, 0.0)),
             "fwhm_mm": uniform(self.config.fwhm_mm, generator),
             "field_seed": torch.randint(2**62, (), generator=generator),
         }
@@ -200,7 +210,7 @@ class Streaks(Augment[StreaksConfig]):
     config_class = StreaksConfig
     takes = ONLY_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw place, thickness, and the direction and strength of each streak."""
         strength = 2 * torch.rand(self.config.num, generator=generator) - 1
         strength = strength - strength.mean()
@@ -270,7 +280,7 @@ class KernelSharpness(Augment[KernelSharpnessConfig]):
     config_class = KernelSharpnessConfig
     takes = ONLY_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the amount and the scale in mm."""
         return {
             "amount": uniform(self.config.amount, generator),
@@ -298,7 +308,7 @@ class HuShift(Augment[HuShiftConfig]):
     config_class = HuShiftConfig
     takes = ONLY_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the constant."""
         return {"shift_hu": uniform(self.config.shift_hu, generator)}
 
@@ -331,7 +341,7 @@ class HuScale(Augment[HuScaleConfig]):
     config_class = HuScaleConfig
     takes = ONLY_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the percentage."""
         return {"share": uniform(self.config.percent, generator) / 100}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from medssl.augment.base import (
     Augment,
     AugmentConfig,
+    Draws,
     NonNegativeRange,
     Params,
     PositiveRange,
@@ -44,7 +45,7 @@ class Noise(Augment[NoiseConfig]):
     name: ClassVar[str] = "noise"
     config_class = NoiseConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the standard deviation and the seed of the field."""
         return {
             "sigma": uniform(self.config.sigma, generator),
@@ -70,7 +71,7 @@ class Blur(Augment[BlurConfig]):
     name: ClassVar[str] = "blur"
     config_class = BlurConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the standard deviation in mm."""
         return {"sigma_mm": uniform(self.config.sigma_mm, generator)}
 
@@ -103,7 +104,7 @@ class LowResolution(Augment[LowResolutionConfig]):
     name: ClassVar[str] = "low_resolution"
     config_class = LowResolutionConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the zoom."""
         return {"zoom": uniform(self.config.zoom, generator)}
 
@@ -134,7 +135,7 @@ class ThickSlices(Augment[ThickSlicesConfig]):
     config_class = ThickSlicesConfig
     spatial_dims = frozenset({3})
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the thickness in mm."""
         return {"thickness_mm": uniform(self.config.thickness_mm, generator)}
 
@@ -160,10 +161,10 @@ class Gamma(Augment[GammaConfig]):
     config_class = GammaConfig
     takes = NOT_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the exponent."""
         low, high = (math.log(bound) for bound in self.config.gamma)
-        return {"gamma": uniform((low, high), generator).exp()}
+        return {"gamma": math.exp(uniform((low, high), generator))}
 
     def change(
         self,
@@ -189,7 +190,7 @@ class Brightness(Augment[BrightnessConfig]):
     config_class = BrightnessConfig
     takes = NOT_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the constant."""
         return {"shift": uniform(self.config.shift, generator)}
 
@@ -216,7 +217,7 @@ class Contrast(Augment[ContrastConfig]):
     config_class = ContrastConfig
     takes = NOT_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the factor."""
         return {"factor": uniform(self.config.factor, generator)}
 
@@ -271,7 +272,7 @@ class Window(Augment[WindowConfig]):
     config_class = WindowConfig
     takes = ONLY_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw both bounds in HU."""
         jitter = (-self.config.jitter_hu, self.config.jitter_hu)
         return {
@@ -328,7 +329,7 @@ class Rescale(Augment[RescaleConfig]):
     config_class = RescaleConfig
     takes = NOT_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw nothing."""
         return {"low": torch.tensor(self.config.low), "high": torch.tensor(self.config.high)}
 

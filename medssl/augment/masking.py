@@ -13,6 +13,7 @@ from torch import Tensor
 from medssl.augment.base import (
     Augment,
     AugmentConfig,
+    Draws,
     NonNegativeRange,
     Params,
     PositiveRange,
@@ -51,7 +52,7 @@ class Cutout(Augment[CutoutConfig]):
     name: ClassVar[str] = "cutout"
     config_class = CutoutConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw edges (a share of the crop, or mm), places and the number of boxes."""
         edge = self.config.edge if self.config.edge_mm is None else self.config.edge_mm
         return {**draw_boxes(self.config.num, edge, generator), "field_seed": draw_seeds(1, generator)}
@@ -92,7 +93,7 @@ B = TypeVar("B", bound=BlocksConfig)
 class _Grid(Augment[B]):
     """A share of the blocks of a grid, which lies anywhere, is hidden."""
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the edge in mm, the place of the grid, the share, and the seeds of the blocks and of noise."""
         return {
             "edge_mm": uniform(self.config.edge_mm, generator),

@@ -10,7 +10,7 @@ from pydantic import Field
 from scipy.special import betaincinv
 from torch import Tensor
 
-from medssl.augment.base import Mixing, MixingConfig, Params, ShareRange, extremes, uniform, wide
+from medssl.augment.base import Draws, Mixing, MixingConfig, Params, ShareRange, extremes, uniform, wide
 from medssl.augment.images import NOT_HU
 from medssl.augment.masking import box_mask, channel_means
 
@@ -47,7 +47,7 @@ class BatchStyles(Mixing[BatchStylesConfig]):
     takes = NOT_HU
     moves_labels = True
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the place of the reference in the group and the window; those of the first sample count."""
         return {
             "reference": torch.randint(self.config.group, (), generator=generator),
@@ -89,7 +89,7 @@ class FourierMix(Mixing[FourierMixConfig]):
     takes = NOT_HU
     moves_labels = True
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the partner, its weight and the window."""
         return {
             "partner": torch.randint(1, self.config.group, (), generator=generator),
@@ -123,7 +123,7 @@ class Mixup(Mixing[MixupConfig]):
     name: ClassVar[str] = "mixup"
     config_class = MixupConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the partner and its weight, by the inverse of the distribution function."""
         partner = torch.randint(1, self.config.group, (), generator=generator)
         even = torch.rand((), generator=generator, dtype=torch.float64)
@@ -159,7 +159,7 @@ class Cutmix(Mixing[CutmixConfig]):
     config_class = CutmixConfig
     moves_labels = True
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the partner, the share of the box and its place."""
         return {
             "partner": torch.randint(1, self.config.group, (), generator=generator),

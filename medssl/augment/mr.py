@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from medssl.augment.base import (
     Augment,
     AugmentConfig,
+    Draws,
     NonNegativeRange,
     Params,
     Share,
@@ -67,7 +68,7 @@ class BiasField(Augment[BiasFieldConfig]):
     takes = NOT_HU
     modalities = _MR
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the coefficient of ``x^i y^j z^k`` for all ``i + j + k <= 3``."""
         side = torch.arange(_BIAS_ORDER + 1)
         used = side[:, None, None] + side[:, None] + side <= _BIAS_ORDER
@@ -111,7 +112,7 @@ class RicianNoise(Augment[RicianNoiseConfig]):
     takes = NOT_HU
     modalities = _MR
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the standard deviation and the seeds of both fields."""
         return {
             "sigma": uniform(self.config.sigma, generator),
@@ -160,7 +161,7 @@ class Spikes(Augment[SpikesConfig]):
     takes = NOT_HU
     modalities = _MR
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw which spikes there are, their places in k-space as shares of its edges, phases in turns, and height."""
         low, high = self.config.num
         count = torch.randint(low, high + 1, (), generator=generator)
@@ -222,7 +223,7 @@ class Ghosting(Lines[GhostingConfig]):
     name: ClassVar[str] = "ghosting"
     config_class = GhostingConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the phase axis, the number of ghosts, the strength, and the first line as a share of the period."""
         low, high = self.config.num_ghosts
         return {
@@ -265,7 +266,7 @@ class Ringing(Lines[RingingConfig]):
     config_class = RingingConfig
     wraps = False
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the phase axis and the share that is cut."""
         return {"axis": torch.rand((), generator=generator), "cut": uniform(self.config.cut, generator)}
 
@@ -319,7 +320,7 @@ class Motion(Lines[MotionConfig]):
         )
         self._pose = Affine(pose)
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the phase axis, the times of the moves as shares of the scan, and a pose before and after each."""
         moves = self.config.num_moves
         jitter = (2 * torch.rand(moves, generator=generator) - 1) * _MOVE_JITTER
@@ -327,7 +328,7 @@ class Motion(Lines[MotionConfig]):
         return {
             "axis": torch.rand((), generator=generator),
             "time": (torch.arange(1, moves + 1) + jitter) / (moves + 1),
-            **{f"pose_{key}": torch.stack([pose[key] for pose in poses]) for key in poses[0]},
+            **{f"pose_{key}": torch.stack([torch.as_tensor(pose[key]) for pose in poses]) for key in poses[0]},
         }
 
     def lines(self, length: int, params: Params) -> Float32[Tensor, "b m n"]:

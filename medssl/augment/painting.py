@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from pydantic import Field
 from torch import Tensor
 
-from medssl.augment.base import Augment, AugmentConfig, Params, Share, ShareRange, extremes, uniform
+from medssl.augment.base import Augment, AugmentConfig, Draws, Params, Share, ShareRange, extremes, uniform
 from medssl.augment.fields import uniform_field
 from medssl.augment.images import NOT_HU
 from medssl.augment.masking import box_mask, draw_boxes, draw_seeds, fill_in
@@ -44,7 +44,7 @@ class LocalShuffle(Augment[LocalShuffleConfig]):
     name: ClassVar[str] = "local_shuffle"
     config_class = LocalShuffleConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw edges and place of the grid along three axes, the share of windows, and seeds."""
         low, high = self.config.edge
         return {
@@ -112,7 +112,7 @@ class Nonlinear(Augment[NonlinearConfig]):
     config_class = NonlinearConfig
     takes = NOT_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the two inner points of the curve and whether it falls."""
         across, share = torch.rand(2, 2, generator=generator, dtype=torch.float64).unbind(dim=1)
         lowest, highest = (across - self.config.most_off).clamp(min=0), (across + self.config.most_off).clamp(max=1)
@@ -156,7 +156,7 @@ class InPainting(Augment[InPaintingConfig]):
     name: ClassVar[str] = "in_painting"
     config_class = InPaintingConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the boxes and the seed of the noise."""
         boxes = draw_boxes(self.config.num, self.config.edge, generator)
         return {**boxes, "field_seed": draw_seeds(1, generator)}
@@ -186,7 +186,7 @@ class OutPainting(Augment[OutPaintingConfig]):
     name: ClassVar[str] = "out_painting"
     config_class = OutPaintingConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the boxes and the seed of the noise."""
         boxes = draw_boxes(self.config.num, self.config.edge, generator)
         return {**boxes, "field_seed": draw_seeds(1, generator)}

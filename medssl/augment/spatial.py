@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from medssl.augment.base import AugmentConfig, NonNegativeRange, Params, PositiveRange, Spatial
+from medssl.augment.base import AugmentConfig, Draws, NonNegativeRange, Params, PositiveRange, Spatial
 from medssl.errors import ConfigError
 
 _AXES = {"LR": 0, "AP": 1, "SI": 2}
@@ -57,17 +57,20 @@ class Affine(Spatial[AffineConfig]):
         super().__init__(config, salt=salt)
         self.fill = self.config.fill
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw angles (radian), the scale, three shears (XY, XZ, YZ) and a translation in mm."""
-        even = 2 * torch.rand(9, generator=generator, dtype=torch.float64) - 1
+        even = [2 * share - 1 for share in torch.rand(9, generator=generator, dtype=torch.float64).tolist()]
         low, high = (math.log(bound) for bound in self.config.scale)
-        share = torch.rand((), generator=generator, dtype=torch.float64)
-        return {
-            "angle": torch.deg2rad(even[:3] * torch.tensor(self.config.rotation_deg, dtype=torch.float64)),
-            "shear": even[3:6] * self.config.shear,
-            "shift_mm": even[6:] * torch.tensor(self.config.translation_mm, dtype=torch.float64),
-            "scale": torch.exp(low + share * (high - low)),
+        share = float(torch.rand((), generator=generator, dtype=torch.float64))
+        limits = zip(even, [math.radians(angle) for angle in self.config.rotation_deg], strict=False)
+        moves = zip(even[6:], self.config.translation_mm, strict=True)
+        drawn = {
+            "angle": [part * limit for part, limit in limits],
+            "shear": [part * self.config.shear for part in even[3:6]],
+            "shift_mm": [part * limit for part, limit in moves],
+            "scale": math.exp(low + share * (high - low)),
         }
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in drawn.items()}
 
     def matrix(self, params: Params, spacing_mm: Float64[Tensor, "b d"]) -> Float64[Tensor, "b n n"]:
         """The map in mm; see the class for its order."""
@@ -130,7 +133,7 @@ class Elastic(Spatial[ElasticConfig]):
         super().__init__(config, salt=salt)
         self.fill = self.config.fill
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the amplitude and the shift of each control point, in shares of it."""
         low, high = self.config.amplitude_mm
         size = [3, *[_CONTROL_POINTS] * 3]
@@ -176,7 +179,7 @@ class Mirror(Spatial[MirrorConfig]):
     name: ClassVar[str] = "mirror"
     config_class = MirrorConfig
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the sign of each axis."""
         signs = torch.ones(3, dtype=torch.float64)
         chosen = int(torch.randint(1, 2 ** len(self.config.axes), (), generator=generator))

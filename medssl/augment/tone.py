@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
-from medssl.augment.base import Augment, AugmentConfig, Params, Share, extremes
+from medssl.augment.base import Augment, AugmentConfig, Draws, Params, Share, extremes
 from medssl.augment.images import NOT_HU
 
 
@@ -37,7 +37,7 @@ class HistogramWarp(Augment[HistogramWarpConfig]):
     config_class = HistogramWarpConfig
     takes = NOT_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw where the knots go, as shares of the range."""
         count = self.config.num_knots
         even = torch.linspace(0, 1, count)
@@ -76,7 +76,7 @@ class Invert(Augment[InvertConfig]):
     config_class = InvertConfig
     takes = NOT_HU
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw nothing."""
         return {}
 

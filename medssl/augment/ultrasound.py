@@ -22,6 +22,7 @@ from torch import Tensor
 from medssl.augment.base import (
     Augment,
     AugmentConfig,
+    Draws,
     NonNegativeRange,
     Params,
     PositiveRange,
@@ -77,7 +78,7 @@ class Speckle(Augment[SpeckleConfig]):
     takes = NOT_HU
     modalities = frozenset({"US"})
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw amount, grain and the seed of the field."""
         return {
             "amount": uniform(self.config.amount, generator),
@@ -120,7 +121,7 @@ class TimeGain(Augment[TimeGainConfig]):
     takes = NOT_HU
     modalities = frozenset({"US"})
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the logarithm of the gain at each slider."""
         low, high = (math.log(bound) for bound in self.config.factor)
         return {"log_gain": low + torch.rand(self.config.num_knots, generator=generator) * (high - low)}
@@ -154,7 +155,7 @@ class DepthAttenuation(Augment[DepthAttenuationConfig]):
     takes = NOT_HU
     modalities = frozenset({"US"})
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the rate."""
         return {"rate": uniform(self.config.rate, generator)}
 
@@ -201,7 +202,7 @@ class AcousticShadow(Augment[AcousticShadowConfig]):
     takes = NOT_HU
     modalities = frozenset({"US"})
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw strength, shape and place; of the two lateral places 2D uses the first."""
         return {
             "strength": uniform(self.config.strength, generator),

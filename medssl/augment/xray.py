@@ -16,6 +16,7 @@ from torch import Tensor
 from medssl.augment.base import (
     Augment,
     AugmentConfig,
+    Draws,
     Params,
     Range,
     ShareRange,
@@ -60,7 +61,7 @@ class Exposure(Augment[ExposureConfig]):
     modalities = _XR
     spatial_dims = _PLANE
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the change of dose in stops."""
         return {"stops": uniform(self.config.stops, generator)}
 
@@ -96,13 +97,13 @@ class GridLines(Augment[GridLinesConfig]):
     modalities = _XR
     spatial_dims = _PLANE
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw strength, wave vector and phase."""
         angle = uniform(self.config.angle_deg, generator) * (math.pi / 180)
         turn = 2 * math.pi / uniform(self.config.spacing_pixels, generator)
         return {
             "amplitude": uniform(self.config.amplitude, generator),
-            "wave": turn * torch.stack([angle.cos(), angle.sin()]),
+            "wave": turn * torch.tensor([math.cos(angle), math.sin(angle)]),
             "phase": 2 * math.pi * torch.rand((), generator=generator),
         }
 
@@ -137,7 +138,7 @@ class Collimation(Augment[CollimationConfig]):
     modalities = _XR
     spatial_dims = _PLANE
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the share, and a rectangle whose size is set by it: centre and half edges as shares of the picture."""
         return {
             "share": uniform(self.config.share, generator),
@@ -189,7 +190,7 @@ class Scatter(Augment[ScatterConfig]):
     modalities = _XR
     spatial_dims = _PLANE
 
-    def sample(self, generator: torch.Generator) -> Params:
+    def sample(self, generator: torch.Generator) -> Draws:
         """Draw the fraction and the reach."""
         return {
             "fraction": uniform(self.config.fraction, generator),

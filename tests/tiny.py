@@ -6,6 +6,14 @@ from typing import Any
 
 BACKBONE: dict[str, Any] = {"name": "unet", "channels": [4, 8], "strides": [2, 2], "blocks": [1, 1]}
 
+# the backbones whose defaults are too large for a test; those that are not named here are tested as they are
+SMALL_BACKBONES: dict[str, dict[str, Any]] = {
+    "genesis": {"width": 4, "levels": 3},
+    "resnet": {"width": 8, "blocks": [1, 2, 1, 1]},
+    "resenc": {"channels": [8, 16, 16], "strides": [1, 2, 2], "blocks": [1, 2, 1]},
+    "vit": {"patch": 8, "embed": 24, "depth": 4, "heads": 2, "grid": 2, "neck": 4, "layer_scale": 0.5},
+}
+
 SCAN: dict[str, Any] = {
     "modality": "MR",
     "names": "keep",

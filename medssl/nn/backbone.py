@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,9 +28,14 @@ class Backbone(nn.Module, ABC):
         channels: Channels of each level, finest first.
         strides: Voxels of the image a voxel of each level, the same along every axis; never falling.
 
+    Attributes:
+        resizable: Keys of the configuration in which a bundle may differ: they shape only tables that can be fitted.
+
     Raises:
         ConfigError: if ``spatial_dims`` or ``in_channels`` is impossible.
     """
+
+    resizable: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -65,6 +70,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Every parameter once, in groups from shallow to deep, for layer-wise learning rates."""
+
+    def neck_parameters(self) -> list[nn.Parameter]:
+        """Those that only carry features to another level, and are trained with the decoder; none by default."""
+        return []
+
+    def position_tables(self) -> tuple[str, ...]:
+        """Names of learned tables of positions, (1, channels, *tokens), which other sizes may be fitted to."""
+        return ()
 
     def level_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """Spatial shape of each level for an image of spatial ``shape``, finest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,11 +31,23 @@ def norm(name: NormName, channels: int) -> nn.GroupNorm:
     """Normalisation without batch statistics.
 
     All three are group norms: "group" has groups of 16 channels (one group where 16 does not divide ``channels``),
-    "instance" one channel a group, "layer" one group. "instance" is of no use on a level of one voxel, where its
-    output is zero or an error; the other two work there, and are several times quicker on a CPU in bfloat16.
+    "instance" one channel a group, "layer" one group. "instance" is of no use on a level of one voxel, where it gives
+    its shift alone; the other two work there, and are several times quicker on a CPU in bfloat16.
     """
+    if name == "instance":
+        return _InstanceNorm(channels, channels)
     grouped = channels // GROUP_CHANNELS if channels % GROUP_CHANNELS == 0 else 1
-    return nn.GroupNorm({"group": grouped, "instance": channels, "layer": 1}[name], channels)
+    return nn.GroupNorm({"group": grouped, "layer": 1}[name], channels)
+
+
+class _InstanceNorm(nn.GroupNorm):
+    """One channel a group; a single voxel gives the shift, where torch refuses a batch of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0, 0].numel() > 1:
+            return super().forward(x)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return (x - x) * self.weight.view(shape) + self.bias.view(shape)
 
 
 class ResidualBlock(nn.Module):
@@ -89,4 +102,18 @@ def upsample(x: Float[Tensor, "b c *s"], *, factor: int, shape: Sequence[int]) -
         x = F.interpolate(x, scale_factor=float(factor), mode="nearest")
     for axis, size in enumerate(shape, start=2):
         x = x.narrow(axis, 0, size) if x.shape[axis] != size else x
+    return x
+
+
+def halve(x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *t"]:
+    """Mean over blocks of two voxels along each axis, ``ceil(n / 2)`` voxels; the last block may hold one alone.
+
+    Written as sums of slices: the backward pass of average pooling on CUDA adds in no fixed order.
+    """
+    for axis in range(2, x.ndim):
+        size = x.shape[axis]
+        if size % 2:
+            x = torch.cat((x, x.narrow(axis, size - 1, 1)), dim=axis)
+        first, second = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :]).unbind(axis + 1)
+        x = (first + second) * 0.5
     return x

@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from medssl.config import Config
 from medssl.errors import CheckpointError, ConfigError
 from medssl.nn.backbone import Backbone, build_backbone
+from medssl.nn.lora import plain_state
+from medssl.nn.resize import resize_linear
+from medssl.registry import configure
 from medssl.runfolder import atomic_path
 
 SCHEMA_VERSION = 1
@@ -35,14 +38,15 @@ class Passport(Config):
 
     Args:
         schema_version: Of this table.
-        kind: ``encoder`` after pretraining, ``segmenter`` after fine-tuning.
+        kind: ``encoder`` after pretraining, ``segmenter`` or ``classifier`` after fine-tuning.
         backbone: ``Backbone.config``.
         spatial_dims: 2 or 3.
         in_channels: Channels that the network takes.
         image_channels: Channels of the prepared image, where augmentation gives it others; None for ``in_channels``.
-        decoder: ``Decoder.config`` of a segmenter.
+        decoder: ``Decoder.config`` of a segmenter, ``PooledHead.config`` of a classifier.
         label_values: Value of each class in a label map, background included, in the order of the outputs.
         label_names: Name of each class, in the same order.
+        target: Of a classifier: what it tells apart and how its scores are read; see ``medssl.verdict.Verdict``.
         prepare: Preparation of the images, as ``medssl.data.prepare`` takes it.
         unit: Of the prepared voxels.
         orientation: Of the prepared grid.
@@ -60,7 +64,7 @@ class Passport(Config):
     """
 
     schema_version: int = SCHEMA_VERSION
-    kind: Literal["encoder", "segmenter"]
+    kind: Literal["encoder", "segmenter", "classifier"]
     backbone: dict[str, Any]
     spatial_dims: Literal[2, 3]
     in_channels: int = Field(ge=1)
@@ -68,6 +72,7 @@ class Passport(Config):
     decoder: dict[str, Any] | None = None
     label_values: tuple[int, ...] | None = None
     label_names: tuple[str, ...] | None = None
+    target: dict[str, Any] | None = None
     prepare: dict[str, Any]
     unit: Literal["HU", "arbitrary"]
     orientation: str = "RAS"
@@ -86,6 +91,8 @@ class Passport(Config):
     def _consistent(self) -> Self:
         if self.kind == "segmenter" and (self.decoder is None or self.label_values is None):
             raise ValueError("a segmenter needs decoder and label_values")
+        if self.kind == "classifier" and (self.decoder is None or self.target is None):
+            raise ValueError("a classifier needs decoder and target")
         if self.label_names is not None and len(self.label_names) != len(self.label_values or ()):
             raise ValueError("label_names and label_values differ in length")
         return self
@@ -105,7 +112,8 @@ class LoadReport:
         missing: Names that the module has and the file lacks.
         unexpected: Names that the file has and the module lacks.
         mis_shaped: Name, shape and type found, shape and type needed.
-        adapted: Kernels of the first layer, fitted to another number of image channels.
+        adapted: Kernels of the first layer that were fitted to another number of image channels, and tables of
+            positions that were fitted to another number of tokens.
     """
 
     matched: tuple[str, ...]
@@ -172,13 +180,55 @@ class Bundle:
                 self.passport.backbone, in_channels=channels, spatial_dims=self.passport.spatial_dims
             )
         except ConfigError as error:
-            raise CheckpointError(
-                f"{self.folder}: its backbone cannot be built ({error}). Use the version of medssl that made it, "
-                f"{self.passport.versions.get('medssl', 'not stated')}.",
-                code="E_CONTRACT",
-            ) from error
+            raise self._unbuildable(error) from error
         load_into(encoder, self.tensors, prefix="encoder", adapt_stem=adapt_stem)
         return encoder
+
+    def load_encoder(self, network: Backbone, *, adapt_stem: bool = False) -> LoadReport:
+        """Copy the encoder's weights into a network of the same form: all of them, or none and an error.
+
+        Tables of positions are fitted to the network's, as they are to every crop; the report names them.
+
+        Args:
+            network: Changed in place.
+            adapt_stem: Fit the first layer to another number of channels rather than refuse.
+
+        Raises:
+            CheckpointError: ``E_CONTRACT`` for another architecture, dimension or number of channels, ``E_WEIGHTS``
+                if a tensor does not fit.
+        """
+        self.require_form(network, adapt_stem=adapt_stem)
+        return load_into(network, self.tensors, prefix="encoder", adapt_stem=adapt_stem, adapt_positions=True)
+
+    def require_form(self, network: Backbone, *, adapt_stem: bool = False) -> None:
+        """Refuse a network that :meth:`load_encoder` cannot fill, without touching it; same arguments and errors."""
+        passport = self.passport
+        try:
+            cls, config = configure("nn", passport.backbone, Backbone)  # type: ignore[type-abstract]
+        except ConfigError as error:
+            raise self._unbuildable(error) from error
+        theirs, mine = {"name": cls.__module__.rpartition(".")[2], **config.to_dict()}, network.config
+        different = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+        if set(different) - network.resizable or passport.spatial_dims != network.spatial_dims:
+            pairs = "; ".join(f"{key} {theirs.get(key)} against {mine.get(key)}" for key in different)
+            raise CheckpointError(
+                f"{self.folder}: its backbone differs from the recipe's ({pairs or 'spatial_dims'}). Give the recipe "
+                "the bundle's backbone, so that the run from scratch is its twin.",
+                code="E_CONTRACT",
+            )
+        if passport.in_channels != network.in_channels and not adapt_stem:
+            raise CheckpointError(
+                f"{self.folder}: made for images of {passport.in_channels} channels, found {network.in_channels}. "
+                "Give images of the same channels, or set adapt_stem: true in the recipe to fit the first layer.",
+                code="E_CONTRACT",
+            )
+
+    def _unbuildable(self, error: ConfigError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: its backbone cannot be built ({error}). Use the version of medssl that made it, "
+            f"{self.passport.versions.get('medssl', 'not stated')}.",
+            code="E_CONTRACT",
+        )
 
 
 def save_bundle(folder: Path, modules: Mapping[str, nn.Module], passport: Passport) -> None:
@@ -186,7 +236,8 @@ def save_bundle(folder: Path, modules: Mapping[str, nn.Module], passport: Passpo
 
     Args:
         folder: The bundle's folder.
-        modules: Name to module; ``encoder`` always, ``decoder`` for a segmenter.
+        modules: Name to module; ``encoder`` always, ``decoder`` for a segmenter. Low-rank additions to weights are
+            merged into them.
         passport: What the weights are; strings in its recipe that are paths are replaced by ``<path>``.
 
     Raises:
@@ -196,7 +247,7 @@ def save_bundle(folder: Path, modules: Mapping[str, nn.Module], passport: Passpo
     tensors = {
         f"{name}.{key}": value.detach().cpu().contiguous().clone()
         for name, module in modules.items()
-        for key, value in module.state_dict().items()
+        for key, value in plain_state(module).items()
     }
     broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -237,7 +288,14 @@ def load_bundle(folder: Path) -> Bundle:
     return Bundle(_parse_passport(folder, files[PASSPORT]), _parse_weights(folder, files[WEIGHTS]), folder)
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str, adapt_stem: bool = False) -> LoadReport:
+def load_into(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    prefix: str,
+    adapt_stem: bool = False,
+    adapt_positions: bool = False,
+) -> LoadReport:
     """Copy the tensors under ``prefix`` into ``module``: all of them, or none and an error.
 
     Args:
@@ -246,6 +304,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str, 
         prefix: Which module of the bundle.
         adapt_stem: For a backbone: fit kernels over the image's channels to another number of channels. Their mean
             over channels is repeated and scaled so that an image with equal channels gives the same features.
+        adapt_positions: For a backbone: interpolate tables of positions to another number of tokens.
 
     Raises:
         CheckpointError: ``E_WEIGHTS`` with a table of matched, missing, unexpected and mis-shaped tensors, on
@@ -253,7 +312,10 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str, 
     """
     own = module.state_dict()
     given = {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
-    adapted = _adapt(module, own, given) if adapt_stem else {}
+    adapted: dict[str, Tensor] = {}
+    if isinstance(module, Backbone):
+        adapted |= _adapt_stem(module, own, given) if adapt_stem else {}
+        adapted |= _adapt_positions(module, own, given) if adapt_positions else {}
     given |= adapted
     shared = [name for name in own if name in given]
     differing = [name for name in shared if _form(own[name]) != _form(given[name])]
@@ -273,10 +335,8 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str, 
     return report
 
 
-def _adapt(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _adapt_stem(module: Backbone, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Kernels that differ from the module's in the number of image channels alone, made to fit."""
-    if not isinstance(module, Backbone):
-        return {}
     adapted = {}
     for name, kernel in given.items():
         target = own.get(name)
@@ -286,6 +346,18 @@ def _adapt(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Ten
         if differs and kernel.shape[0] == target.shape[0] and kernel.shape[2:] == target.shape[2:]:
             share = kernel.shape[1] / target.shape[1]
             adapted[name] = (kernel.mean(dim=1, keepdim=True) * share).expand_as(target).contiguous()
+    return adapted
+
+
+def _adapt_positions(module: Backbone, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tables that differ from the module's in the number of tokens alone, interpolated."""
+    adapted = {}
+    for name in module.position_tables():
+        table, target = given.get(name), own[name]
+        if table is None or table.ndim != target.ndim or table.shape[:2] != target.shape[:2]:
+            continue
+        if table.shape != target.shape:
+            adapted[name] = resize_linear(table, target.shape[2:]).contiguous()
     return adapted
 
 

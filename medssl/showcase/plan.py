@@ -35,7 +35,7 @@ class Learner:
         backbone: Of the recipe; the one by default where it names none.
     """
 
-    cls: type[Method] | type[Task]
+    cls: type[Method] | type[Task[Any]]
     config: Config
     backbone: Mapping[str, Any]
 
@@ -170,7 +170,7 @@ def _of_recipe(recipe: Mapping[str, Any], title: str, crop_voxels: Triple | None
         raise ConfigError(f"{title}: {'task' if is_task else 'method'} is {part!r}; a mapping with a name is needed.")
     if crop_voxels is not None:
         part = {**part, "crop_voxels": list(crop_voxels)}
-    cls: type[Method] | type[Task]
+    cls: type[Method] | type[Task[Any]]
     if is_task:
         cls, config = configure("tasks", part, Task)  # type: ignore[type-abstract]
     else:

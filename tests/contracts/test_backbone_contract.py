@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
+from array_cases import ArrayCase
+from tiny import SMALL_BACKBONES
 from torch import Tensor
 
 from medssl import registry
 from medssl.errors import ConfigError
+from medssl.methods.base import Method
 from medssl.nn.backbone import Backbone, build_backbone
 from medssl.nn.decoder import Decoder
+from medssl.trainable import Batch, Progress
 
 NAMES = registry.names("nn", Backbone)
 SHAPES = {2: [(32, 48), (17, 22), (5, 1)], 3: [(16, 24, 16), (13, 18, 9), (3, 5, 1)]}
@@ -22,7 +27,8 @@ every_dimension = pytest.mark.parametrize("spatial_dims", [2, 3])
 
 def build(name: str, spatial_dims: int, in_channels: int = 1) -> Backbone:
     torch.manual_seed(0)
-    return build_backbone({"name": name}, in_channels=in_channels, spatial_dims=spatial_dims).eval()
+    mapping = {"name": name, **SMALL_BACKBONES.get(name, {})}
+    return build_backbone(mapping, in_channels=in_channels, spatial_dims=spatial_dims).eval()
 
 
 def image(*shape: int) -> Tensor:
@@ -30,7 +36,7 @@ def image(*shape: int) -> Tensor:
 
 
 def test_the_backbones_of_the_house_are_found_by_file_name() -> None:
-    assert set(NAMES) >= {"unet", "swin", "segresnet"}
+    assert set(NAMES) >= {"unet", "swin", "segresnet", "resenc", "vit"}
 
 
 @every_backbone
@@ -79,6 +85,27 @@ def test_every_parameter_gets_a_gradient(name: str, spatial_dims: int) -> None:
 
 
 @every_backbone
+@every_dimension
+def test_the_neck_shapes_levels_and_nothing_that_other_levels_are_made_of(name: str, spatial_dims: int) -> None:
+    encoder = build(name, spatial_dims)
+    x = image(1, 1, *SHAPES[spatial_dims][0])
+    with torch.no_grad():
+        before = encoder(x)
+        for parameter in encoder.neck_parameters():
+            parameter.zero_()
+        after = encoder(x)
+    assert torch.equal(before[-1], after[-1])
+    assert all(not level.any() for level in after[:-1]) or not encoder.neck_parameters()
+    assert all(encoder.get_parameter(table).ndim == spatial_dims + 2 for table in encoder.position_tables())
+
+
+@pytest.mark.parametrize("name", SMALL_BACKBONES)
+def test_the_default_is_built(name: str) -> None:
+    with torch.device("meta"):
+        assert build_backbone({"name": name}, in_channels=1, spatial_dims=3).channels
+
+
+@every_backbone
 def test_a_sample_does_not_depend_on_its_neighbours(name: str) -> None:
     encoder = build(name, 3).train()
     x = image(3, 1, 12, 16, 12)
@@ -112,6 +139,33 @@ def test_a_decoder_takes_any_pyramid_back_to_the_image(name: str, spatial_dims: 
         with torch.no_grad():
             (logits,) = decoder(encoder(x), x)
         assert logits.shape == (2, 3, *shape)
+
+
+METHODS = {
+    "mae": {"crop_voxels": [16, 16, 16], "block_voxels": [8, 8, 8]},
+    "voco": {"crop_voxels": [8, 8, 8], "grid": [2, 2, 2], "projector_channels": [32, 16]},
+}
+
+
+@every_backbone
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_every_backbone(name: str, method: str) -> None:
+    mapping = {"name": method, "augment": {"preset": "none"}, **METHODS[method]}
+    cls, config = registry.configure("methods", mapping, Method)
+    model = cls(config, encoder=build(name, 3).train(), seed=0)
+    case = ArrayCase({"image": np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)})
+    sampler = model.view_sampler()
+    samples = [sampler([case] * sampler.cases_per_sample, np.random.default_rng(i)) for i in range(2)]
+    tensors = {key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]}
+    data = model.prepare(Batch(tensors, torch.arange(2), ("a", "b")), training=True)
+    model.before_step(Progress(0, 2))
+    before = model.encoder.layer_groups()[0][0].detach().clone()
+    optimiser = torch.optim.SGD(model.encoder.parameters(), lr=0.1)
+    losses = model(data)
+    losses.total.backward()
+    optimiser.step()
+    assert losses.total.isfinite()
+    assert not torch.equal(model.encoder.layer_groups()[0][0], before)
 
 
 @every_backbone

@@ -1,10 +1,9 @@
 """Overlap, surface and volume agreement of two label maps on one grid, in millimetres.
 
-Definitions: a surface voxel belongs to the structure and touches, by a face, a voxel that does not; what lies
-outside the image counts as background; an axis with one voxel has no faces. Distances run between the centres of
-surface voxels in world millimetres, so that sheared and oblique grids need nothing special. HD95 is the larger of
-the two directed 95th percentiles, NSD counts surface voxels: both as in MONAI. (DeepMind's package weighs surface
-elements by area instead and gives slightly other numbers.)
+Dice counts voxels. HD95 is the larger of the two directed 95th percentiles between surface voxels, HD the same with
+100, ASSD the mean over the surface voxels of both: as in MONAI. NSD, the share of both surfaces within the tolerance,
+has two names: ``nsd`` counts surface voxels as MONAI does, ``nsd_area`` weighs surface elements by their area as
+DeepMind does; see :mod:`medssl.evaluation.surface` for both.
 
 Empty masks follow one rule that no model can profit from: both empty is full agreement (a true negative, to be
 counted apart), and if only one is empty, every metric takes its worst value, for distances the image diagonal.
@@ -13,17 +12,17 @@ counted apart), and if only one is empty, every metric takes its worst value, fo
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer
-from scipy import ndimage, spatial
+from jaxtyping import Bool, Integer
 
 from medssl.errors import CaseError
+from medssl.evaluation.surface import diagonal_mm, surface_distances, surface_elements
+from medssl.evaluation.tally import Tally, tally
 from medssl.geometry import Geometry
-
-_MAX_DIRECT_VALUE = 65535  # find_objects makes a list as long as the largest value
 
 
 class Presence(enum.StrEnum):
@@ -37,7 +36,10 @@ class Presence(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Scores:
-    """Agreement of one structure in one case; volumes are of the prediction and of the reference."""
+    """Agreement of one structure in one case; volumes are of the prediction and of the reference.
+
+    ``nsd_area`` is None where it was not asked for.
+    """
 
     presence: Presence
     dice: float
@@ -47,73 +49,26 @@ class Scores:
     assd_mm: float
     volume_ml: float
     reference_ml: float
+    nsd_area: float | None = None
 
     @property
     def volume_error_ml(self) -> float:
         """Volume of the prediction minus that of the reference."""
         return self.volume_ml - self.reference_ml
 
+    @property
+    def volume_error_percent(self) -> float:
+        """The same in percent of the reference; 0 if both are empty, and NaN, an empty cell, if only the reference."""
+        if self.reference_ml:
+            return 100 * self.volume_error_ml / self.reference_ml
+        return math.nan if self.volume_ml else 0.0
+
     def to_dict(self) -> dict[str, float | str]:
         """Column names and values of a table row."""
-        return {**asdict(self), "presence": self.presence.value, "volume_error_ml": self.volume_error_ml}
-
-
-@dataclass(frozen=True)
-class SurfaceDistances:
-    """Distance of every surface voxel of one mask to the nearest of the other, in mm, both ways."""
-
-    to_reference: Float64[np.ndarray, " p"]
-    to_prediction: Float64[np.ndarray, " r"]
-
-    def percentile_mm(self, percent: float) -> float:
-        """Larger of the two directed percentiles; 100 gives the Hausdorff distance."""
-        return float(max(np.percentile(self.to_reference, percent), np.percentile(self.to_prediction, percent)))
-
-    def mean_mm(self) -> float:
-        """Mean over the surface voxels of both masks: the average symmetric surface distance."""
-        return float(np.concatenate((self.to_reference, self.to_prediction)).mean())
-
-    def share_within(self, tolerance_mm: float) -> float:
-        """Share of the surface voxels of both masks no farther than ``tolerance_mm`` from the other: NSD."""
-        return float((np.concatenate((self.to_reference, self.to_prediction)) <= tolerance_mm).mean())
-
-
-def dice(prediction: Bool[np.ndarray, "x y z"], reference: Bool[np.ndarray, "x y z"]) -> float:
-    """2 |P ∩ R| / (|P| + |R|); 1 if both are empty."""
-    size = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    return 2 * int(np.count_nonzero(prediction & reference)) / size if size else 1.0
-
-
-def surface_distances(
-    prediction: Bool[np.ndarray, "x y z"], reference: Bool[np.ndarray, "x y z"], *, geometry: Geometry
-) -> SurfaceDistances:
-    """Distances between the surfaces of two masks that are both not empty.
-
-    Args:
-        prediction: Mask on the grid of ``geometry``, or on a part of it cut along its axes.
-        reference: Mask of the same shape.
-        geometry: Gives the directions and the spacing; its shape says which axes have one voxel only.
-
-    Raises:
-        CaseError: if one of the masks is empty; the distance is then not defined.
-    """
-    if not prediction.any() or not reference.any():
-        raise CaseError(
-            "surface distance: a mask is empty, two that are not are needed. Use `score`, which states a rule for it.",
-            code="E_EMPTY_MASK",
-        )
-    faces = _faces(geometry.shape)
-    surface_p = prediction & ~ndimage.binary_erosion(prediction, faces)
-    surface_r = reference & ~ndimage.binary_erosion(reference, faces)
-    return SurfaceDistances(
-        _directed(surface_p, surface_r, geometry=geometry), _directed(surface_r, surface_p, geometry=geometry)
-    )
-
-
-def diagonal_mm(geometry: Geometry) -> float:
-    """Largest distance between two voxel centres of a grid, in mm: no surface distance can be larger."""
-    corners = geometry.corners_mm()
-    return float(spatial.distance.pdist(corners).max())
+        columns = {**asdict(self), "presence": self.presence.value, "volume_error_ml": self.volume_error_ml}
+        if self.nsd_area is None:
+            del columns["nsd_area"]
+        return {**columns, "volume_error_percent": self.volume_error_percent}
 
 
 def score(
@@ -122,17 +77,51 @@ def score(
     *,
     geometry: Geometry,
     nsd_tolerance_mm: float,
+    with_area: bool = False,
 ) -> Scores:
-    """All scores of one structure.
+    """All scores of one structure; see :func:`score_labels`.
 
     Args:
-        prediction: Mask on the grid of ``geometry``, or on a part of it that holds both structures.
+        prediction: Mask on the grid of ``geometry``.
         reference: Mask of the same shape.
-        geometry: Grid of the whole image, for millimetres and for the diagonal.
+        geometry: Grid of both.
         nsd_tolerance_mm: Surface voxels that are no farther apart than this agree.
+        with_area: Also ``nsd_area``.
+
+    Raises:
+        CaseError: if the shapes differ.
+    """
+    return score_labels(
+        prediction.view(np.uint8),
+        reference.view(np.uint8),
+        geometry=geometry,
+        label_values=(1,),
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        with_area=with_area,
+    )[1]
+
+
+def score_labels(
+    prediction: Integer[np.ndarray, "x y z"],
+    reference: Integer[np.ndarray, "x y z"],
+    *,
+    geometry: Geometry,
+    label_values: Sequence[int],
+    nsd_tolerance_mm: float,
+    with_area: bool = False,
+) -> dict[int, Scores]:
+    """Scores of each label value; every value is scored inside the box that holds it in either map.
+
+    Args:
+        prediction: Label map on the grid of ``geometry``.
+        reference: Label map of the same shape.
+        geometry: Grid of both, for millimetres and for the diagonal.
+        label_values: Positive values to score.
+        nsd_tolerance_mm: Surfaces that are no farther apart than this agree.
+        with_area: Also ``nsd_area``, which takes about as long as all the others.
 
     Returns:
-        The scores; see the module for the rule of empty masks.
+        The scores of each value; see the module for the rule of empty masks.
 
     Raises:
         CaseError: if the shapes differ.
@@ -144,109 +133,35 @@ def score(
             code="E_SHAPE",
         )
     ml = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / 1000
-    volumes = (int(np.count_nonzero(prediction)) * ml, int(np.count_nonzero(reference)) * ml)
-    presence = _presence(has_prediction=volumes[0] > 0, has_reference=volumes[1] > 0)
-    if presence is Presence.NEITHER:
-        return Scores(presence, 1.0, 1.0, 0.0, 0.0, 0.0, *volumes)
-    if presence is not Presence.BOTH:
-        worst = diagonal_mm(geometry)
-        return Scores(presence, 0.0, 0.0, worst, worst, worst, *volumes)
-    distances = surface_distances(prediction, reference, geometry=geometry)
-    return Scores(
-        presence=presence,
-        dice=dice(prediction, reference),
-        nsd=distances.share_within(nsd_tolerance_mm),
-        hd95_mm=distances.percentile_mm(95),
-        hd_mm=distances.percentile_mm(100),
-        assd_mm=distances.mean_mm(),
-        volume_ml=volumes[0],
-        reference_ml=volumes[1],
-    )
-
-
-def score_labels(
-    prediction: Integer[np.ndarray, "x y z"],
-    reference: Integer[np.ndarray, "x y z"],
-    *,
-    geometry: Geometry,
-    label_values: Sequence[int],
-    nsd_tolerance_mm: float,
-) -> dict[int, Scores]:
-    """Scores of each label value; every value is scored inside the box that holds it in either map.
-
-    Args:
-        prediction: Label map on the grid of ``geometry``.
-        reference: Label map of the same shape.
-        geometry: Grid of both.
-        label_values: Positive values to score.
-        nsd_tolerance_mm: See :func:`score`.
-    """
-    if prediction.shape != reference.shape:
-        raise CaseError(
-            f"score: prediction has shape {prediction.shape}, reference {reference.shape}; one grid is needed. "
-            "Resample the prediction to the reference's grid.",
-            code="E_SHAPE",
-        )
-    values = sorted(set(label_values))
-    boxes_p, boxes_r = _boxes(prediction, values), _boxes(reference, values)
     scores = {}
-    for value, box_p, box_r in zip(values, boxes_p, boxes_r, strict=True):
-        box = _union(box_p, box_r)
-        scores[value] = score(
-            prediction[box] == value, reference[box] == value, geometry=geometry, nsd_tolerance_mm=nsd_tolerance_mm
+    for value, counts in tally(prediction, reference, label_values=label_values).items():
+        presence = _presence(counts)
+        volumes = (counts.prediction * ml, counts.reference * ml)
+        if presence is Presence.NEITHER:
+            scores[value] = Scores(presence, 1.0, 1.0, 0.0, 0.0, 0.0, *volumes, 1.0 if with_area else None)
+            continue
+        if presence is not Presence.BOTH:
+            worst = diagonal_mm(geometry)
+            scores[value] = Scores(presence, 0.0, 0.0, worst, worst, worst, *volumes, 0.0 if with_area else None)
+            continue
+        masks = (prediction[counts.box] == value, reference[counts.box] == value)
+        distances = surface_distances(*masks, geometry=geometry)
+        elements = surface_elements(*masks, geometry=geometry) if with_area else None
+        scores[value] = Scores(
+            presence=presence,
+            dice=2 * counts.both / (counts.prediction + counts.reference),
+            nsd=distances.share_within(nsd_tolerance_mm),
+            hd95_mm=distances.percentile_mm(95),
+            hd_mm=distances.percentile_mm(100),
+            assd_mm=distances.mean_mm(),
+            volume_ml=volumes[0],
+            reference_ml=volumes[1],
+            nsd_area=None if elements is None else elements.share_within(nsd_tolerance_mm),
         )
     return scores
 
 
-def _presence(*, has_prediction: bool, has_reference: bool) -> Presence:
-    if has_prediction:
-        return Presence.BOTH if has_reference else Presence.INVENTED
-    return Presence.MISSED if has_reference else Presence.NEITHER
-
-
-def _faces(shape: tuple[int, int, int]) -> Bool[np.ndarray, "3 3 3"]:
-    """Neighbours by a face along the axes that have more than one voxel."""
-    faces = np.zeros((3, 3, 3), dtype=bool)
-    faces[1, 1, 1] = True
-    for axis in range(3):
-        if shape[axis] > 1:
-            line: list[int | slice] = [1, 1, 1]
-            line[axis] = slice(None)
-            faces[tuple(line)] = True
-    return faces
-
-
-def _directed(
-    surface: Bool[np.ndarray, "x y z"], other: Bool[np.ndarray, "x y z"], *, geometry: Geometry
-) -> Float64[np.ndarray, " n"]:
-    """Distance of each voxel of ``surface`` to ``other``; voxels in both are at zero and need no search."""
-    distances = np.zeros(int(np.count_nonzero(surface)))
-    apart = np.argwhere(surface & ~other)
-    if len(apart):
-        tree = spatial.cKDTree(_millimetres(np.argwhere(other), geometry), leafsize=32)
-        distances[: len(apart)] = tree.query(_millimetres(apart, geometry))[0]
-    return distances
-
-
-def _millimetres(ijk: Int64[np.ndarray, "n 3"], geometry: Geometry) -> Float64[np.ndarray, "n 3"]:
-    """World positions but for a common shift, which distances do not see."""
-    return np.asarray(ijk @ geometry.affine[:3, :3].T, dtype=np.float64)
-
-
-def _boxes(labels: Integer[np.ndarray, "x y z"], values: Sequence[int]) -> Sequence[tuple[slice, ...] | None]:
-    """Smallest box of each of the sorted positive ``values``, in one pass over the label map."""
-    if not values:
-        return []
-    if values[-1] <= _MAX_DIRECT_VALUE:
-        found = ndimage.find_objects(labels, max_label=values[-1])
-        return [found[value - 1] for value in values]
-    place = np.searchsorted(values, labels).clip(max=len(values) - 1)
-    codes = np.where(np.asarray(values)[place] == labels, place + 1, 0)
-    return ndimage.find_objects(codes, max_label=len(values))
-
-
-def _union(first: tuple[slice, ...] | None, second: tuple[slice, ...] | None) -> tuple[slice, ...]:
-    """Box that holds both; empty where there is neither."""
-    if first is None or second is None:
-        return first or second or (slice(0, 0),) * 3
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+def _presence(counts: Tally) -> Presence:
+    if counts.prediction:
+        return Presence.BOTH if counts.reference else Presence.INVENTED
+    return Presence.MISSED if counts.reference else Presence.NEITHER

@@ -14,8 +14,9 @@ from PIL import Image
 
 from medssl.errors import CaseError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError, ReadError
 from medssl.evaluation import assess as module
-from medssl.evaluation.assess import EvaluateConfig, evaluate, summarise
+from medssl.evaluation.assess import EvaluateConfig, evaluate
 from medssl.evaluation.statistics import cluster_bootstrap
+from medssl.evaluation.summary import summarise
 from medssl.io import read_volume
 from medssl.ledger import Outcome
 
@@ -129,7 +130,8 @@ def test_a_structure_in_no_map_has_no_mean(tmp_path: Path) -> None:
     assert nine["mean"].isna().all()
     assert "Label 9: in no reference and no prediction of 1 cases." in result.sentences()
     content = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [row["mean"] for row in content["summary"] if row["label"] == "9"] == [None] * 6
+    assert [row["mean"] for row in content["summary"] if row["label"] == "9"] == [None] * 8
+    assert nine["note"].eq("in neither map of any case").all()
     assert [row["label"] for row in content["worst"]] == [1]
 
 
@@ -177,7 +179,9 @@ def test_pictures_without_a_voxel_size_are_compared_by_overlap_alone(tmp_path: P
     row = result.cases[result.cases["label"] == 1].iloc[0]
     assert row["dice"] == pytest.approx(2 * 24 / (24 + 36))
     assert row[["nsd", "hd95_mm", "hd_mm", "assd_mm", "volume_error_ml"]].isna().all()
-    assert result.summary[result.summary["metric"] != "dice"]["mean"].isna().all()
+    without_mm = result.summary[~result.summary["metric"].isin(("dice", "volume_error_percent"))]
+    assert without_mm["mean"].isna().all()
+    assert without_mm["note"].eq("not defined for any case").all()
     assert "surface Dice not measured, HD95 not measured over 2 cases" in result.sentences()[0]
     assert result.sentences()[-1].startswith("2 cases state no voxel size")
     measured = evaluate(**options, config=EvaluateConfig(assume_spacing_mm=(0.5, 0.5, 1.0)))
@@ -340,3 +344,139 @@ def test_a_full_disk_ends_the_command(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="nsd_tolerance_mm"):
         EvaluateConfig.parse({"nsd_tolerance": 2.0})
+
+
+def test_every_number_of_the_summary_can_be_computed_from_cases_csv(tmp_path: Path) -> None:
+    empty = np.zeros((20, 8, 6), dtype=np.uint8)
+    pairs = {
+        "a": (box(2, 8), box(2, 8) + box(12, 16, value=2)),
+        "b": (box(5, 11) + box(12, 15, value=2), box(2, 8) + box(12, 16, value=2)),
+        "c": (box(3, 9), empty),
+    }
+    evaluate(*folders(tmp_path, pairs), out=tmp_path / "out", config=EvaluateConfig(bootstrap=100))
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv")
+    pd.testing.assert_frame_equal(
+        summarise(cases, bootstrap=100),
+        pd.read_csv(tmp_path / "out" / "summary.csv", keep_default_na=False, na_values={"mean": [""]}),
+        check_dtype=False,
+    )
+    one = cases[cases["label"] == 1].set_index("case_id")
+    assert one["volume_error_percent"].to_dict() == pytest.approx({"a": 0, "b": 0, "c": np.nan}, nan_ok=True)
+    summary = summarise(cases, bootstrap=100).set_index(["label", "metric"])
+    assert summary.loc[("1", "volume_error_percent"), "note"] == "not defined for 1 cases"
+    assert summary.loc[("1", "volume_error_percent"), "cases"] == 2
+    assert summary.loc[("2", "volume_error_percent"), "mean"] == pytest.approx((-100 - 25) / 2)
+
+
+def test_the_area_weighted_surface_dice_may_be_left_out(tmp_path: Path) -> None:
+    predictions, labels = folders(
+        tmp_path, {"a": (box(2, 8), box(3, 8)), "b": (box(2, 8, value=2), box(2, 8, value=2))}
+    )
+    both = evaluate(predictions, labels, out=tmp_path / "both")
+    voxels = evaluate(predictions, labels, out=tmp_path / "voxels", config=EvaluateConfig(nsd_area=False))
+    assert both.cases is not None
+    assert voxels.cases is not None
+    assert voxels.summary is not None
+    assert set(both.cases.columns) - set(voxels.cases.columns) == {"nsd_area"}
+    assert "nsd_area" not in set(voxels.summary["metric"])
+
+
+def test_lesions_are_counted_by_case_and_pooled(tmp_path: Path) -> None:
+    empty = np.zeros((20, 8, 6), dtype=np.uint8)
+    pairs = {
+        "a": (box(2, 6) + box(10, 12), box(2, 6) + box(15, 18)),
+        "b": (box(2, 6), box(2, 6)),
+        "c": (empty, empty),
+        "d": (box(2, 6, value=2), box(2, 6, value=2)),
+    }
+    folder = folders(tmp_path, pairs)
+    result = evaluate(*folder, out=tmp_path / "out", config=EvaluateConfig(lesion_labels=(1,), bootstrap=100))
+    lesions = pd.read_csv(tmp_path / "out" / "lesions.csv")
+    assert lesions[["case_id", "label", "kind"]].to_numpy().tolist() == [
+        ["a", 1, "found"], ["a", 1, "missed"], ["a", 1, "invented"], ["b", 1, "found"],
+    ]  # fmt: skip
+    assert lesions["reference_ml"].tolist() == pytest.approx([0.288, 0.216, 0, 0.288])
+    counts = pd.read_csv(tmp_path / "out" / "lesion_cases.csv")
+    assert counts["case_id"].tolist() == ["a", "b", "c", "d"]
+    pooled = pd.read_csv(tmp_path / "out" / "lesion_summary.csv").set_index("metric")
+    assert pooled["value"]["sensitivity"] == pytest.approx(2 / 3)
+    assert any(
+        line.startswith("Lesions of label 1: 2 of 3 found, 1 invented in 4 cases") for line in result.sentences()
+    )
+    assert not (tmp_path / "out" / "froc.csv").exists()
+    every = evaluate(*folder, out=tmp_path / "every", config=EvaluateConfig(lesions=True, bootstrap=100))
+    assert set(every.further["lesion_cases"]["label"]) == {1, 2}
+
+
+def test_scores_of_lesions_give_curves_and_must_lie_on_the_grid(tmp_path: Path) -> None:
+    predictions, labels = folders(tmp_path, {name: (box(2, 6) + box(10, 12), box(2, 6)) for name in "abc"})
+    certainty = np.linspace(1, 0, 20)[:, None, None] * np.ones((20, 8, 6))
+    for name, array in (("a", certainty), ("b", certainty[:, :7])):
+        (tmp_path / "scores").mkdir(exist_ok=True)
+        image = nibabel.Nifti1Image(array.astype(np.float32), np.diag((*SPACING, 1.0)))
+        nibabel.save(image, tmp_path / "scores" / f"{name}.nii.gz")
+    config = EvaluateConfig(lesion_labels=(1,), lesion_scores=str(tmp_path / "scores"), bootstrap=100)
+    result = evaluate(predictions, labels, out=tmp_path / "out", config=config)
+    assert {entry.item: entry.code for entry in result.ledger} == {"a": "", "b": "E_SHAPE", "c": "E_MISSING"}
+    curve = pd.read_csv(tmp_path / "out" / "froc.csv")
+    assert curve["score"].tolist() == pytest.approx([certainty[2, 0, 0], certainty[10, 0, 0]])
+    assert curve["fp_per_case"].tolist() == [0, 1]
+    pooled = result.further["lesion_summary"].set_index("metric")
+    assert pooled["value"]["ap"] == 1
+    for options in ({"lesions": True}, {}, {"lesion_labels": [1, 2]}):
+        with pytest.raises(ConfigError, match="lesion_scores are of one structure"):
+            EvaluateConfig.parse({"lesion_scores": "scores", **options})
+
+
+def test_lesions_without_a_voxel_size_are_counted_but_not_measured(tmp_path: Path) -> None:
+    for folder in ("predictions", "labels"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / folder / "a.png")
+    config = EvaluateConfig(lesions=True, bootstrap=100)
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels", out=tmp_path / "out", config=config)
+    (row,) = result.further["lesions"].to_dict("records")
+    assert row["kind"] == "found"
+    assert np.isnan(row["reference_ml"])
+    assert np.isnan(row["predicted_ml"])
+
+
+def test_subgroups_of_a_cohort_come_from_the_tables_beside_it(tmp_path: Path) -> None:
+    rows, facts = ["case_id,subject_id,image,label"], ["case_id,site,age"]
+    for index in range(12):
+        save(tmp_path / "raw" / f"lab{index}.nii.gz", box(2, 8))
+        save(tmp_path / "predictions" / f"scan{index}.nii.gz", box(2 if index < 6 else 5, 8))
+        rows.append(f"case-{index},s{index},raw/scan{index}.nii.gz,raw/lab{index}.nii.gz")
+        facts.append(f"case-{index},{'A' if index < 6 else 'B'},{30 + index}")
+    (tmp_path / "cohort.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "facts.csv").write_text("\n".join(facts[:-1]) + "\n")
+    (tmp_path / "acquisition.csv").write_text("case_id,manufacturer\ncase-0,ge\n")
+    config = EvaluateConfig(groups=("site", "age", "manufacturer"), bands={"age": 5.0}, bootstrap=100)
+    result = evaluate(tmp_path / "predictions", tmp_path / "cohort.csv", out=tmp_path / "out", config=config)
+    table = pd.read_csv(tmp_path / "out" / "subgroups.csv")
+    dice = table[table["metric"] == "dice"].set_index(["column", "group"])
+    assert dice["mean"]["site"].to_dict() == pytest.approx({"A": 1.0, "B": 2 / 3, "not stated": 2 / 3})
+    assert dice["few"]["site"].isna().to_dict() == {"A": True, "B": True, "not stated": False}
+    assert list(dice["mean"]["age"].index) == ["[30, 35)", "[35, 40)", "[40, 45]", "not stated"]
+    assert dice["cases"]["manufacturer"].to_dict() == {"ge": 1, "not stated": 11}
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv")
+    again = cases[cases["group_site"] == "B"]
+    pd.testing.assert_frame_equal(
+        summarise(again, bootstrap=100),
+        result.further["subgroups"].query("column == 'site' and group == 'B'").iloc[:, 5:].reset_index(drop=True),
+    )
+    said = [line for line in result.sentences() if line.startswith("By site")]
+    assert said == [
+        "By site, mean Dice of label 1 runs from 0.667 (B, 5 subjects) to 1.000 (A, 6 subjects); see subgroups.csv."
+    ]
+
+
+def test_subgroups_of_a_folder_need_a_table_with_the_column(tmp_path: Path) -> None:
+    folder = folders(tmp_path, {name: (box(2, 8), box(2, 8)) for name in "ab"})
+    with pytest.raises(ConfigError, match="no column site"):
+        evaluate(*folder, out=tmp_path / "out", config=EvaluateConfig(groups=("site",)))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "sites.csv").write_text("case_id,site\na,A\nb,A\n")
+    config = EvaluateConfig(groups=("site",), facts=str(tmp_path / "sites.csv"))
+    result = evaluate(*folder, out=tmp_path / "out", config=config)
+    assert result.further["subgroups"]["group"].unique().tolist() == ["A"]
+    assert not [line for line in result.sentences() if line.startswith("By site")]

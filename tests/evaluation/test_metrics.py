@@ -9,18 +9,11 @@ import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from monai.metrics.surface_dice import compute_surface_dice
-from scipy import ndimage, spatial
+from scipy import ndimage
 
 from medssl.errors import CaseError
-from medssl.evaluation.metrics import (
-    Presence,
-    Scores,
-    diagonal_mm,
-    dice,
-    score,
-    score_labels,
-    surface_distances,
-)
+from medssl.evaluation.metrics import Presence, Scores, score, score_labels
+from medssl.evaluation.tally import tally
 from medssl.geometry import Geometry
 
 
@@ -33,21 +26,6 @@ def blob(rng: np.random.Generator, shape: tuple[int, int, int], share: float = 0
     return smooth > np.quantile(smooth, 1 - share)
 
 
-def brute_surface(mask: np.ndarray) -> np.ndarray:
-    """Indices of mask voxels with a face neighbour outside the mask or outside the image."""
-    points = []
-    for index in np.argwhere(mask):
-        for axis, step in itertools.product(range(3), (-1, 1)):
-            if mask.shape[axis] == 1:
-                continue
-            near = index.copy()
-            near[axis] += step
-            if not 0 <= near[axis] < mask.shape[axis] or not mask[tuple(near)]:
-                points.append(index)
-                break
-    return np.array(points)
-
-
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 0.7, 5.0), (3.0, 0.5, 0.8)]
 
 
@@ -58,46 +36,21 @@ def test_scores_equal_those_of_monai_on_random_blobs(spacing: tuple[float, float
     rng = np.random.default_rng(seed)
     shape = (18, 21, 15)
     prediction, reference = blob(rng, shape), blob(rng, shape, 0.2)
-    ours = score(prediction, reference, geometry=grid(shape, spacing), nsd_tolerance_mm=1.5)
+    ours = score(prediction, reference, geometry=grid(shape, spacing), nsd_tolerance_mm=1.45, with_area=True)
     p, r = torch.from_numpy(prediction)[None, None], torch.from_numpy(reference)[None, None]
     options = {"include_background": True, "spacing": spacing}
     assert ours.dice == pytest.approx(float(compute_dice(p, r)), abs=1e-6)
     assert ours.hd95_mm == pytest.approx(float(compute_hausdorff_distance(p, r, percentile=95, **options)), abs=1e-4)
     assert ours.hd_mm == pytest.approx(float(compute_hausdorff_distance(p, r, **options)), abs=1e-4)
-    assert ours.nsd == pytest.approx(float(compute_surface_dice(p, r, [1.5], **options)), abs=1e-6)
+    assert ours.nsd == pytest.approx(float(compute_surface_dice(p, r, [1.45], **options)), abs=1e-6)
+    area = compute_surface_dice(p, r, [1.45], use_subvoxels=True, **options)
+    assert ours.nsd_area == pytest.approx(float(area), abs=1e-6)
     assd = compute_average_surface_distance(p, r, symmetric=True, **options)
     assert ours.assd_mm == pytest.approx(float(assd), abs=1e-4)
     ml = float(np.prod(spacing)) / 1000
     assert ours.volume_ml == pytest.approx(prediction.sum() * ml)
     assert ours.volume_error_ml == pytest.approx((int(prediction.sum()) - int(reference.sum())) * ml)
     assert ours.presence is Presence.BOTH
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_surface_distances_equal_brute_force_in_world_millimetres_on_a_sheared_oblique_grid(seed: int) -> None:
-    rng = np.random.default_rng(100 + seed)
-    shape = (9, 8, 7)
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag((1.0, 0.6, 3.0)) + rng.uniform(-0.3, 0.3, size=(3, 3))
-    affine[:3, 3] = (1e5, -500, 3)
-    prediction, reference = blob(rng, shape), blob(rng, shape)
-    found = surface_distances(prediction, reference, geometry=Geometry(shape, affine))
-    surface_p = brute_surface(prediction) @ affine[:3, :3].T
-    surface_r = brute_surface(reference) @ affine[:3, :3].T
-    table = spatial.distance.cdist(surface_p, surface_r)
-    np.testing.assert_allclose(np.sort(found.to_reference), np.sort(table.min(axis=1)), atol=1e-9)
-    np.testing.assert_allclose(np.sort(found.to_prediction), np.sort(table.min(axis=0)), atol=1e-9)
-
-
-def test_in_an_image_of_one_slice_the_surface_is_the_outline() -> None:
-    mask = np.zeros((9, 9, 1), dtype=bool)
-    mask[2:7, 2:7] = True
-    other = mask.copy()
-    other[4, 4] = False  # a hole in the middle adds four inner outline voxels
-    found = surface_distances(mask, other, geometry=grid((9, 9, 1), (2.0, 2.0, 7.0)))
-    assert len(found.to_reference) == 16
-    assert len(found.to_prediction) == 20
-    assert found.percentile_mm(100) == pytest.approx(2.0)
 
 
 def test_a_cube_moved_along_an_axis_has_closed_form_scores() -> None:
@@ -108,7 +61,7 @@ def test_a_cube_moved_along_an_axis_has_closed_form_scores() -> None:
     scores = score(prediction, reference, geometry=grid(shape, spacing), nsd_tolerance_mm=0.5)
     assert scores.dice == pytest.approx(0.5)
     assert scores.hd_mm == pytest.approx(6.0)
-    assert scores.volume_error_ml == 0
+    assert (scores.volume_error_ml, scores.volume_error_percent) == (0, 0)
     assert scores.reference_ml == pytest.approx(216 * 2 / 1000)
 
 
@@ -118,19 +71,14 @@ def test_identical_masks_agree_fully() -> None:
     assert (scores.dice, scores.nsd, scores.hd95_mm, scores.hd_mm, scores.assd_mm) == (1, 1, 0, 0, 0)
 
 
-def test_diagonal_is_the_largest_distance_between_corner_voxels_also_with_shear() -> None:
-    assert diagonal_mm(grid((4, 5, 13), (1, 1, 1))) == pytest.approx(13.0)
-    affine = np.eye(4)
-    affine[0, 1] = 1.0
-    assert diagonal_mm(Geometry((2, 2, 1), affine)) == pytest.approx(np.sqrt(5))
-
-
 def test_both_empty_is_full_agreement_and_marked() -> None:
     empty = np.zeros((4, 4, 4), dtype=bool)
     scores = score(empty, empty, geometry=grid((4, 4, 4)), nsd_tolerance_mm=1)
     assert scores.presence is Presence.NEITHER
     assert (scores.dice, scores.nsd, scores.hd95_mm) == (1, 1, 0)
-    assert dice(empty, empty) == 1
+    area = score(empty, empty, geometry=grid((4, 4, 4)), nsd_tolerance_mm=1, with_area=True)
+    assert area.nsd_area == 1
+    assert area.volume_error_percent == 0
 
 
 @pytest.mark.parametrize("presence", [Presence.MISSED, Presence.INVENTED])
@@ -138,9 +86,11 @@ def test_one_empty_takes_the_worst_value_of_every_metric(presence: Presence) -> 
     empty, full = np.zeros((5, 5, 5), dtype=bool), np.ones((5, 5, 5), dtype=bool)
     prediction, reference = (empty, full) if presence is Presence.MISSED else (full, empty)
     geometry = grid((5, 5, 5), (1, 2, 3))
-    scores = score(prediction, reference, geometry=geometry, nsd_tolerance_mm=1)
+    scores = score(prediction, reference, geometry=geometry, nsd_tolerance_mm=1, with_area=True)
     assert scores.presence is presence
-    assert (scores.dice, scores.nsd) == (0, 0)
+    assert (scores.dice, scores.nsd, scores.nsd_area) == (0, 0, 0)
+    error = scores.volume_error_percent
+    assert error == -100 if presence is Presence.MISSED else np.isnan(error)
     worst = 4 * np.sqrt(1 + 4 + 9)
     assert (scores.hd95_mm, scores.hd_mm, scores.assd_mm) == pytest.approx((worst,) * 3)
 
@@ -205,15 +155,57 @@ def test_a_label_in_neither_map_is_a_true_negative() -> None:
     found = score_labels(zero, zero, geometry=grid((3, 3, 3)), label_values=(4,), nsd_tolerance_mm=1)
     assert found[4].presence is Presence.NEITHER
     assert found[4].to_dict()["presence"] == "neither"
+    assert "nsd_area" not in found[4].to_dict()
     assert score_labels(zero, zero, geometry=grid((3, 3, 3)), label_values=(), nsd_tolerance_mm=1) == {}
 
 
-def test_other_shape_and_empty_surface_are_refused() -> None:
+def test_other_shapes_are_refused() -> None:
     one, two = np.ones((2, 2, 2), dtype=bool), np.ones((2, 2, 3), dtype=bool)
     with pytest.raises(CaseError, match="one grid is needed") as error:
         score(one, two, geometry=grid((2, 2, 2)), nsd_tolerance_mm=1)
     assert error.value.code == "E_SHAPE"
     with pytest.raises(CaseError, match="one grid is needed"):
         score_labels(one.astype(int), two.astype(int), geometry=grid((2, 2, 2)), label_values=(1,), nsd_tolerance_mm=1)
-    with pytest.raises(CaseError, match="a mask is empty"):
-        surface_distances(one, ~one, geometry=grid((2, 2, 2)))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("dtype", "highest"), [(np.uint8, 255), (np.int16, 300), (np.int32, 90_000), (np.int64, 5)])
+def test_voxels_are_counted_in_one_pass_in_every_layout_and_type(order: str, dtype: type, highest: int) -> None:
+    rng = np.random.default_rng(highest)
+    names = np.array((0, 1, 4, highest), dtype=dtype)
+    prediction, reference = (
+        np.asarray(names[rng.integers(0, 4, size=(7, 6, 5)) * (rng.random((7, 6, 5)) < 0.3)], order=order)
+        for _ in range(2)
+    )
+    found = tally(prediction, reference, label_values=(4, 1, 0, highest, 77, 10**6))
+    assert list(found) == sorted({0, 1, 4, 77, highest, 10**6})
+    for value, counts in found.items():
+        p, r = prediction == value, reference == value
+        assert counts[:3] == (p.sum(), r.sum(), (p & r).sum())
+        places = np.argwhere(p | r)
+        if len(places):
+            expected = tuple(slice(low, high + 1) for low, high in zip(places.min(0), places.max(0), strict=True))
+            assert counts.box == expected
+        else:
+            assert prediction[counts.box].size == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_long_runs_of_one_value_are_counted_to_the_voxel(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    maps = np.repeat(rng.integers(0, 3, size=(2, 3, 2, 9), dtype=np.uint8), rng.integers(1, 90, size=9), axis=3)
+    for axis in range(3):
+        prediction, reference = (np.moveaxis(labels, 2, axis) for labels in maps)
+        for value, counts in tally(prediction, reference, label_values=(0, 1, 2)).items():
+            p, r = prediction == value, reference == value
+            assert counts[:3] == (p.sum(), r.sum(), (p & r).sum())
+            places = np.argwhere(p | r)
+            assert [side.start for side in counts.box] == places.min(axis=0).tolist()
+            assert [side.stop - 1 for side in counts.box] == places.max(axis=0).tolist()
+
+
+def test_values_below_zero_are_passed_over() -> None:
+    labels = np.array([-1, 2, 2, 0], dtype=np.int16).reshape(4, 1, 1)
+    found = tally(labels, np.full_like(labels, 2), label_values=(0, 2))
+    assert found[2][:3] == (2, 4, 2)
+    assert found[0][:3] == (1, 0, 0)

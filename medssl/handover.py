@@ -19,7 +19,7 @@ from medssl.data.store import ArrayStore, StoredCase
 from medssl.errors import CheckpointError, ConfigError
 from medssl.methods.base import Method
 from medssl.nn.backbone import Backbone, build_backbone
-from medssl.nn.bundle import Bundle, Passport, load_into
+from medssl.nn.bundle import Bundle, Passport
 from medssl.registry import configure
 from medssl.tasks.base import Task
 from medssl.views import CaseArrays, ViewSampler, median_mm
@@ -33,20 +33,23 @@ _MUCH_OUTSIDE = 0.3
 _MUCH_FINER = 2.0
 
 
-def load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[str, Any]:
-    """Copy a bundle's weights into ``network``, all or none; give what identifies them."""
+def load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore, *, adapt_stem: bool = False) -> dict[str, Any]:
+    """Copy a bundle's weights into ``network``, all or none; give what identifies them, and what was fitted.
+
+    Args:
+        network: Changed in place.
+        bundle: Of an encoder of the same form.
+        store: Whose images the network is going to see.
+        adapt_stem: Fit the first layer to another number of channels rather than refuse.
+
+    Raises:
+        CheckpointError: ``E_CONTRACT`` if the bundle has another architecture or number of channels, or its images
+            were prepared in another way.
+    """
     folder, passport = bundle.folder, bundle.passport
-    theirs = bundle.build_encoder(in_channels=network.in_channels)
-    mine = network.config
-    if theirs.config != mine or passport.spatial_dims != network.spatial_dims:
-        different = [key for key in {**theirs.config, **mine} if theirs.config.get(key) != mine.get(key)]
-        pairs = "; ".join(f"{key} {theirs.config.get(key)} against {mine.get(key)}" for key in different)
-        raise CheckpointError(
-            f"{folder}: its backbone differs from the recipe's ({pairs or 'spatial_dims'}). Give the recipe the "
-            "bundle's backbone, so that the run from scratch is its twin.",
-            code="E_CONTRACT",
-        )
-    voxels = {key: value for key, value in passport.prepare.items() if key != "region"}
+    bundle.require_form(network, adapt_stem=adapt_stem)
+    free = {"region", "channels"} if adapt_stem else {"region"}
+    voxels = {key: value for key, value in passport.prepare.items() if key not in free}
     changed = [key for key, value in voxels.items() if store.prepare_config.get(key) != value]
     if changed:
         raise CheckpointError(
@@ -54,12 +57,13 @@ def load_encoder(network: Backbone, bundle: Bundle, store: ArrayStore) -> dict[s
             "Prepare the labelled images with the configuration that the encoder was pretrained with.",
             code="E_CONTRACT",
         )
-    report = load_into(network, bundle.tensors, prefix="encoder")
+    report = bundle.load_encoder(network, adapt_stem=adapt_stem)
     return {
         "encoder": passport.method,
         "encoder_digest": hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest(),
         "encoder_data": passport.data_fingerprint,
         "encoder_tensors": f"{len(report.matched)} of {len(network.state_dict())} matched",
+        **({"encoder_adapted": list(report.adapted)} if report.adapted else {}),
     }
 
 
@@ -193,7 +197,7 @@ def make_passport(
     store: ArrayStore,
     encoder: Backbone,
     *,
-    kind: Literal["encoder", "segmenter"],
+    kind: Literal["encoder", "segmenter", "classifier"],
     recipe: Mapping[str, Any],
     method: str,
     images: Images,
@@ -204,6 +208,7 @@ def make_passport(
     licence: str,
     decoder: Mapping[str, Any] | None = None,
     label_values: Sequence[int] | None = None,
+    target: Mapping[str, Any] | None = None,
 ) -> Passport:
     """Write down what the weights are and what an image must look like for them."""
     prepare = store.prepare_config
@@ -216,6 +221,7 @@ def make_passport(
             "image_channels": images.channels,
             "decoder": decoder,
             "label_values": None if label_values is None else list(label_values),
+            "target": None if target is None else dict(target),
             "prepare": prepare,
             "unit": store.unit,
             "orientation": prepare["orientation"],

@@ -28,14 +28,17 @@ from medssl.data.store import ArrayStore, StoredCase
 from medssl.engine.device import ranks
 from medssl.engine.optim import TrainConfig
 from medssl.engine.trainer import Check, FitResult, fit
-from medssl.errors import CheckpointError, ConfigError, NoInputError
+from medssl.errors import CheckpointError
 from medssl.handover import crop_warnings, fresh_encoder, images_of, load_encoder, make_passport, window_warnings
 from medssl.methods.base import Method
 from medssl.nn.bundle import Passport, load_bundle, save_bundle
 from medssl.registry import configure
 from medssl.runfolder import RunFolder
+from medssl.selection import Taught, held_out_cases, pretraining_cases, taught
 from medssl.tasks.base import Task
+from medssl.tasks.classification import Classification
 from medssl.trainable import Batch, Trainable
+from medssl.verdict import choose
 from medssl.views import ViewSampler
 
 _FREE_TRAIN_KEYS = {
@@ -101,11 +104,12 @@ class FinetuneRecipe(Config):
         seed: Of every random draw.
         backbone: Architecture of the encoder; a pretrained bundle must have the same, so that a run from scratch is
             its twin.
-        task: ``name`` of a file in ``medssl/tasks`` and its options.
+        task: ``name`` of a file in ``medssl/tasks`` and its options; ``classification`` learns a column of facts.
         train: The loop.
         checks: Held-out measurements.
         num_labelled: Use only so many labelled subjects of the training split; all by default.
         label_draw: Which random order of subjects ``num_labelled`` is taken from.
+        adapt_stem: Fit the bundle's first layer to images of another number of channels rather than refuse.
         licence: Goes into the passport.
     """
 
@@ -116,6 +120,7 @@ class FinetuneRecipe(Config):
     checks: ChecksConfig = ChecksConfig()
     num_labelled: int | None = Field(None, ge=1)
     label_draw: int = Field(0, ge=0)
+    adapt_stem: bool = False
     licence: str = "not stated"
 
 
@@ -156,14 +161,14 @@ def pretrain(
     """
     plan = PretrainRecipe.parse(_mapping(recipe, overrides), source=_source(recipe))
     opened = ArrayStore.open(store)
-    cases, constant = _pretraining_cases(opened, plan.splits)
+    cases, constant = pretraining_cases(opened, plan.splits)
     cls, config = configure("methods", plan.method, Method)  # type: ignore[type-abstract]
     images = images_of(opened, cases)
     encoder = fresh_encoder(plan.backbone, images, augment=config.to_dict()["augment"], seed=plan.seed)
     method = cls(config, encoder=encoder, seed=plan.seed, images=images)
     warnings = crop_warnings(method.view_sampler(), cases)
     crop = _crop_voxels(config)
-    held_out = _held_out(opened, plan.checks, trained_on=cases)
+    held_out = held_out_cases(opened, split=plan.checks.split, trained_on=cases)
     checks = _checks(method, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
     if held_out:
         features = FrozenFeatures(
@@ -225,11 +230,11 @@ def finetune(
     resume: Resume = "auto",
     dry_run: bool = False,
 ) -> TrainingResult:
-    """Train a task on the labelled cases of a store.
+    """Train a task on the labelled cases of a store: with label maps, or with a column of its facts for a classifier.
 
     Args:
         recipe: YAML file or mapping of a :class:`FinetuneRecipe`.
-        store: What ``prepare`` wrote, with labels.
+        store: What ``prepare`` wrote, with labels or facts.
         out: Run folder, as for :func:`pretrain`.
         encoder: Bundle of a pretrained encoder; None starts from random weights.
         overrides: ``key=value`` strings on top of the recipe.
@@ -238,32 +243,30 @@ def finetune(
 
     Raises:
         CheckpointError: if the bundle has another architecture, or its images were prepared in another way.
-        ConfigError: if the recipe is wrong, or asks for more labelled subjects than there are.
+        ConfigError: if the recipe is wrong, or asks for more labelled subjects than there are; E_TARGET, if a column is
+            missing or tells nothing apart.
+        CaseError: E_TARGET, if a case has a value that the task cannot learn.
         NoInputError: if the store has no labelled case in the training split.
         StoppedError: if a signal ended the run; the same command goes on.
     """
     plan = FinetuneRecipe.parse(_mapping(recipe, overrides), source=_source(recipe))
     opened = ArrayStore.open(store)
-    cases = _labelled_cases(opened, plan)
     cls, config = configure("tasks", plan.task, Task)  # type: ignore[type-abstract]
-    images = images_of(opened, cases)
+    told = taught(opened, config, num_labelled=plan.num_labelled, draw=plan.label_draw, held_out=plan.checks.split)
+    cases, held_out = told.cases, told.held_out
+    images = images_of(opened, told.members)
+    if told.is_sliced:
+        images = replace(images, spatial_dims=2)
     network = fresh_encoder(plan.backbone, images, augment=config.to_dict()["augment"], seed=plan.seed)
     bundle = None if encoder is None else load_bundle(encoder)
     origin: dict[str, Any] = {"encoder": "random weights", "decoder": "random weights"}
     if bundle is not None:
-        origin |= load_encoder(network, bundle, opened)
-    task = cast("Any", cls)(
-        config,
-        encoder=network,
-        label_values=opened.label_values,
-        seed=plan.seed,
-        images=images,
-    )
+        origin |= load_encoder(network, bundle, opened, adapt_stem=plan.adapt_stem)
+    task = cast("Any", cls)(config, encoder=network, seed=plan.seed, images=images, **told.arguments)
     warnings = crop_warnings(task.view_sampler(), cases)
     if bundle is not None:
         origin["decoder"] = task.take_decoder(bundle)
         warnings += window_warnings(bundle, task.augment)
-    held_out = [case for case in _held_out(opened, plan.checks, trained_on=cases) if case.labelled]
     checks = _checks(task, held_out, plan.checks, batch_size=plan.train.batch_size, seed=plan.seed)
     if dry_run:
         return TrainingResult(out / "bundle", 0, {}, ())
@@ -277,74 +280,47 @@ def finetune(
             checks=checks,
             resume=resume,
             origin=origin,
+            notes=told.notes,
             warnings=warnings,
+            read=told.members,
         )
         kept = _kept(out, result, plan.train)
         if kept is not None:
             return kept
+        said: list[str] = []
         passport = make_passport(
             opened,
             network,
-            kind="segmenter",
             recipe={**_resolved(plan, task), **origin},
             method=str(plan.task["name"]),
             images=images,
             crop_voxels=_crop_voxels(config),
-            crop_mm=config.to_dict().get("crop_mm"),
+            crop_mm=None if isinstance(task, Classification) else config.to_dict().get("crop_mm"),
             metrics=result.checks,
             citations=(),
             licence=plan.licence,
             decoder=task.decoder_config(),
-            label_values=task.label_values,
+            **_answers(task, told, plan, run, said),
         )
         _save(out, task.bundle_modules(), passport, run, step=result.step)
-    return TrainingResult(out / "bundle", result.step, result.checks, result.alarms)
+    return TrainingResult(out / "bundle", result.step, result.checks, (*result.alarms, *said))
 
 
-def labelled_subjects(store: ArrayStore, *, draw: int = 0) -> list[str]:
-    """Labelled training subjects in the order in which a label budget takes them.
-
-    Draw 0 orders cases by ``sha256("label:" + case_id)``, draw ``k`` by ``sha256("label<k>:" + case_id)``; a subject
-    comes where its first case comes. The subjects of a small budget are therefore among those of a larger one.
-    """
-    prefix = f"label{draw or ''}:"
-    cases = sorted(
-        store.select(split="train", labelled=True),
-        key=lambda case: hashlib.sha256((prefix + case.case_id).encode()).hexdigest(),
-    )
-    return list(dict.fromkeys(case.subject_id for case in cases))
-
-
-def _pretraining_cases(store: ArrayStore, splits: Sequence[Split]) -> tuple[list[StoredCase], int]:
-    """Cases of the splits and of none, without subjects that are also elsewhere; and how many constant images less."""
-    elsewhere = {case.subject_id for case in store.cases if case.split is not None and case.split not in splits}
-    cases = [case for case in store.cases if case.subject_id not in elsewhere]
-    varied = [case for case in cases if not case.is_constant]
-    if not varied:
-        raise NoInputError(
-            f"{store.path}: no case in the splits {', '.join(splits)} with more than one value; set splits to those "
-            "that it has."
-        )
-    return varied, len(cases) - len(varied)
-
-
-def _labelled_cases(store: ArrayStore, plan: FinetuneRecipe) -> list[StoredCase]:
-    subjects = labelled_subjects(store, draw=plan.label_draw)
-    if not subjects:
-        raise NoInputError(f"{store.path}: no labelled case in the split train. Scan and prepare again with labels.")
-    if plan.num_labelled is not None:
-        if plan.num_labelled > len(subjects):
-            raise ConfigError(
-                f"num_labelled is {plan.num_labelled}, and {store.path} has {len(subjects)} labelled training "
-                "subjects. Ask for at most that many."
-            )
-        subjects = subjects[: plan.num_labelled]
-    chosen = set(subjects)
-    return [case for case in store.select(split="train", labelled=True) if case.subject_id in chosen]
+def _answers(task: Task[Any], told: Taught, plan: FinetuneRecipe, run: RunFolder, said: list[str]) -> dict[str, Any]:
+    """What the passport tells of the outputs; of a classifier also what is chosen on validation, and what is not."""
+    if not isinstance(task, Classification):
+        return {"kind": "segmenter", "label_values": cast("Any", task).label_values}
+    verdict, unchosen = choose(task, told.held_out, split=plan.checks.split, bags=told.bags)
+    said += unchosen
+    if _is_first_process():
+        for sentence in unchosen:
+            run.journal.log(plan.train.steps, alarm=sentence)
+        run.journal.log(plan.train.steps, verdict=verdict.to_dict())
+    return {"kind": "classifier", "target": verdict.to_dict()}
 
 
 def _train(
-    trainable: Method | Task,
+    trainable: Method | Task[Any],
     cases: Sequence[StoredCase],
     plan: PretrainRecipe | FinetuneRecipe,
     *,
@@ -355,11 +331,12 @@ def _train(
     origin: Mapping[str, Any] | None = None,
     notes: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
+    read: Sequence[StoredCase] | None = None,
 ) -> FitResult:
     """Run the loop, and leave the averaged weights in the trainable where there are any.
 
     The recipe and the first lines of the journal are written once it is sure that the run goes on. ``origin`` is part
-    of what makes the run, ``notes`` are for the journal alone.
+    of what makes the run, ``notes`` are for the journal alone; ``read`` are the cases behind those that are drawn from.
     """
     recipe = _resolved(plan, trainable)
 
@@ -367,8 +344,8 @@ def _train(
         if not _is_first_process():
             return
         run.write_recipe(recipe)
-        subjects = {case.subject_id for case in cases}
-        first = {"cases": len(cases), "subjects": len(subjects), **(origin or {}), **(notes or {})}
+        subjects = {case.subject_id for case in read or cases}
+        first = {"cases": len(read or cases), "subjects": len(subjects), **(origin or {}), **(notes or {})}
         if not checks:
             first["note"] = f"no case in split {plan.checks.split}: nothing is measured on held-out cases"
         run.journal.log(start_step, **first)
@@ -376,7 +353,7 @@ def _train(
             run.journal.log(start_step, alarm=sentence)
 
     if plan.train.num_workers == 0:
-        keep_decoded(cases, limit_mib=plan.train.keep_mib)
+        keep_decoded(read or cases, limit_mib=plan.train.keep_mib)
     sampler: ViewSampler = trainable.view_sampler()
     spatial_dims = trainable.encoder.spatial_dims
 
@@ -411,7 +388,7 @@ def _train(
     return replace(result, alarms=(*warnings, *result.alarms))
 
 
-def _resolved(plan: PretrainRecipe | FinetuneRecipe, trainable: Method | Task) -> dict[str, Any]:
+def _resolved(plan: PretrainRecipe | FinetuneRecipe, trainable: Method | Task[Any]) -> dict[str, Any]:
     """The recipe with its augments written out: no bundle and no resumed run depends on a preset's file."""
     part = "method" if isinstance(plan, PretrainRecipe) else "task"
     recipe = plan.to_dict()
@@ -452,13 +429,8 @@ def _save(out: Path, modules: Mapping[str, nn.Module], passport: Passport, run: 
         run.journal.log(step, bundle=out / "bundle")
 
 
-def _held_out(store: ArrayStore, config: ChecksConfig, *, trained_on: Sequence[StoredCase]) -> list[StoredCase]:
-    used = {case.subject_id for case in trained_on}
-    return [case for case in store.select(split=config.split) if case.subject_id not in used]
-
-
 def _checks(
-    trainable: Method | Task, held_out: Sequence[StoredCase], config: ChecksConfig, *, batch_size: int, seed: int
+    trainable: Method | Task[Any], held_out: Sequence[StoredCase], config: ChecksConfig, *, batch_size: int, seed: int
 ) -> list[Check]:
     if not held_out:
         return []

@@ -22,8 +22,9 @@ from medssl.data.store import ArrayStore
 from medssl.errors import CheckpointError, ConfigError, NoInputError
 from medssl.io import write_volume
 from medssl.nn.bundle import Passport, load_bundle, save_bundle
-from medssl.recipe import TrainingResult, finetune, labelled_subjects, pretrain
+from medssl.recipe import TrainingResult, finetune, pretrain
 from medssl.runfolder import read_journal
+from medssl.selection import labelled_subjects
 from medssl.volume import Volume
 
 MakeStore = Callable[..., Path]

@@ -25,6 +25,7 @@ from medssl.data.store import ArrayStore
 from medssl.engine.probe import regression_probe
 from medssl.errors import CheckpointError, ConfigError, NoInputError
 from medssl.evaluation import predict as predict_module
+from medssl.evaluation import segment as segment_module
 from medssl.geometry import Geometry
 from medssl.handover import images_of
 from medssl.io import write_volume
@@ -355,13 +356,13 @@ def test_crops_in_mm_are_what_prediction_and_scores_work_at(phantoms: Any, tmp_p
     assert passport.prepare["spacing_mm"] == [1.5, 1.5, 1.5]
     seen: list[tuple[float, ...]] = []
     with pytest.MonkeyPatch.context() as patch:
-        label_map = predict_module.label_map
+        label_map = segment_module.label_map
 
         def watched(image: Any, *args: Any, **options: Any) -> Any:
             seen.append(options["prepared"].spacing_mm)
             return label_map(image, *args, **options)
 
-        patch.setattr(predict_module, "label_map", watched)
+        patch.setattr(segment_module, "label_map", watched)
         cases = ArrayStore.open(phantoms.store).select(split="test", labelled=True)[:1]
         scores = predict_module.score_stored(result.bundle, cases, nsd_tolerance_mm=2.0)
     assert seen == [(3.0, 3.0, 3.0)]

@@ -174,8 +174,12 @@ class Cohort(Sequence[Case]):
         ]
 
 
-def read_rows(path: Path) -> list[tuple[int, Case]]:
+def read_rows(path: Path, *, also: Sequence[str] = ()) -> list[tuple[int, Case]]:
     """Cases of a table with their line numbers, paths made absolute; no rule between rows is checked yet.
+
+    Args:
+        path: The table.
+        also: Columns that it has beside those of a case; they are not read.
 
     Raises:
         ReadError: if the file cannot be read.
@@ -183,12 +187,12 @@ def read_rows(path: Path) -> list[tuple[int, Case]]:
     """
     cases: list[tuple[int, Case]] = []
     seen: dict[str, int] = {}
-    for line, row in read_table(path, required=("case_id", "image"), optional=COLUMNS):
+    for line, row in read_table(path, required=("case_id", "image"), optional=(*COLUMNS, *also)):
         case_id = row["case_id"]
         if case_id in seen:
             raise table_error(path, line, f"case_id {case_id} was used in line {seen[case_id]}; ids are unique")
         seen[case_id] = line
-        given: dict[str, Any] = {name: value for name, value in row.items() if value}
+        given: dict[str, Any] = {name: value for name, value in row.items() if value and name not in also}
         given.setdefault("subject_id", case_id)
         for name in ("image", "label"):
             if name in given:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medssl import pool
 from medssl.data.cohort import Case, Modality, read_rows, read_table, table_error
 from medssl.data.discover import Discovery, Found, Whose
+from medssl.data.facts import Facts, read_facts
 from medssl.data.incremental import Cache, fingerprint
 from medssl.data.reading import Reading, read_image
 from medssl.data.series import Series, Volumes
@@ -34,6 +35,7 @@ class Listed:
         keeps_case: Whether the user gave the case its name.
         keeps_subject: Likewise for the subject.
         series: The DICOM item that it is a volume of.
+        facts: What the table says of it in the columns that were asked for.
     """
 
     item: str
@@ -43,24 +45,35 @@ class Listed:
     keeps_case: bool = False
     keeps_subject: bool = False
     series: Item | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def of_table(table: Path, *, modality: Modality, reading: Reading) -> list[Listed]:
+def of_table(table: Path, *, modality: Modality, reading: Reading, columns: Sequence[str] = ()) -> list[Listed]:
     """Cases of a CSV; what it does not say is as for the whole scan.
+
+    Args:
+        table: The CSV.
+        modality: Of those that do not state it.
+        reading: Choices for all.
+        columns: Those that are facts.
 
     Raises:
         ReadError: if the file cannot be read.
         CaseError: E_TABLE with the line number.
     """
     cases = []
-    for _, case in read_rows(table):
+    facts = read_facts(table, columns) if columns else Facts()
+    for _, case in read_rows(table, also=columns):
         own = case.reading.model_dump(exclude_defaults=True)
         given = {"reading": reading.model_copy(update=own), "modality": case.modality}
         if case.modality == "other":
             given["modality"] = modality
         cases.append(case.model_copy(update=given))
     whose: Whose = "told" if any(case.subject_id != case.case_id for case in cases) else "unknown"
-    return [Listed(case.case_id, case, (), whose, keeps_case=True, keeps_subject=True) for case in cases]
+    return [
+        Listed(case.case_id, case, (), whose, keeps_case=True, keeps_subject=True, facts=facts.of(case.case_id))
+        for case in cases
+    ]
 
 
 def of_folder(found: Sequence[Found], *, modality: Modality, reading: Reading, series: Path) -> list[Listed]:
@@ -116,12 +129,19 @@ def find_table(table: str, data: Path) -> Path:
     raise ConfigError(f"table {table}: no such file, neither here nor in {data}. Give its path.", code="E_NO_TABLE")
 
 
-def with_table(listed: Sequence[Listed], path: Path, ledger: Ledger) -> list[Listed]:
-    """Subjects, splits and modalities from a table; its rows without an image are booked as ignored.
+def with_table(listed: Sequence[Listed], path: Path, ledger: Ledger, *, columns: Sequence[str] = ()) -> list[Listed]:
+    """Subjects, splits, modalities and facts from a table; its rows without an image are booked as ignored.
+
+    Args:
+        listed: Cases of a folder.
+        path: The table.
+        ledger: Where rows without an image are booked.
+        columns: Those that are facts.
 
     Raises:
         CaseError: E_TABLE, if it names no image at all, one twice, or something impossible.
     """
+    facts = read_facts(path, columns) if columns else Facts()
     rows: dict[str, tuple[int, dict[str, str]]] = {}
     for line, row in read_table(path, required=("case_id",)):
         case_id = row["case_id"]
@@ -155,7 +175,16 @@ def with_table(listed: Sequence[Listed], path: Path, ledger: Ledger) -> list[Lis
             raise table_error(path, line, error.message.splitlines()[0]) from error
         names_subject = bool(told) or case.subject_id == case.case_id
         whose: Whose = "told" if told else one.whose
-        merged.append(replace(one, case=case, whose=whose, keeps_case=True, keeps_subject=names_subject))
+        merged.append(
+            replace(
+                one,
+                case=case,
+                whose=whose,
+                keeps_case=True,
+                keeps_subject=names_subject,
+                facts=facts.of(one.case.case_id),
+            )
+        )
     for case_id, (line, _) in rows.items():
         item = f"{path.name} line {line}: {case_id}"
         ledger.expect(item)

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from medssl import io, pool
 from medssl.config import Config
 from medssl.data.cohort import Case, Cohort, Modality
+from medssl.data.facts import facts_of
 from medssl.data.normalise import (
     BodyMaskConfig,
     CropConfig,
@@ -156,7 +157,7 @@ def prepare(
 
     Args:
         config: What to do with each volume.
-        cohort: Table that ``medssl scan`` wrote.
+        cohort: Table that ``medssl scan`` wrote; a ``facts.csv`` beside it goes into the store.
         out: Folder of the store; gets also ``prepare.yaml``, ``journal.jsonl`` and ``refused.csv``.
         workers: Processes; 0 chooses by the machine.
         dry_run: Book every case, but write nothing.
@@ -165,7 +166,7 @@ def prepare(
         EnvironmentFaultError: if the disk is full or the folder may not be written; finished cases stay.
     """
     started = time.monotonic()
-    cases = Cohort.from_csv(cohort)
+    cases, facts = Cohort.from_csv(cohort), facts_of(cohort)
     ledger = Ledger()
     for case in cases:
         ledger.expect(case.case_id)
@@ -197,7 +198,7 @@ def prepare(
     journal.close()
     if not rows:
         return PrepareResult(None, ledger)
-    write_index(out, rows, prepare=config.to_dict(), unit=config.unit, modality=config.modality)
+    write_index(out, rows, prepare=config.to_dict(), unit=config.unit, modality=config.modality, facts=facts)
     return PrepareResult(ArrayStore.open(out), ledger)
 
 

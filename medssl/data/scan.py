@@ -20,13 +20,15 @@ from medssl.data import listing
 from medssl.data.cohort import Case, Cohort, Modality, leak_error, split_leaks
 from medssl.data.discover import LABEL_SUFFIXES, Rules, discover
 from medssl.data.examine import Checked, Task, examine_all
+from medssl.data.facts import NAME as FACTS
+from medssl.data.facts import keep_facts
 from medssl.data.identify import load_key, renamed, write_names
 from medssl.data.incremental import Cache
 from medssl.data.listing import Listed
 from medssl.data.reading import Reading
 from medssl.data.series import Volumes
 from medssl.data.tables import acquisition_table, refused_table
-from medssl.errors import MedSSLError, NoInputError
+from medssl.errors import ConfigError, MedSSLError, NoInputError
 from medssl.io.dicom.series_list import SUFFIX, write_list
 from medssl.ledger import Ledger
 from medssl.report.cohort import CaseSummary, write_cohort_report
@@ -37,6 +39,7 @@ _OWN_FOLDERS = ("series", "thumbnails", "unpacked")
 _OWN_FILES = (
     "refused.csv",
     "acquisition.csv",
+    FACTS,
     "report.html",
     "scan.yaml",
     "journal.jsonl",
@@ -57,6 +60,8 @@ class ScanConfig(Config):
         table: CSV with ``case_id`` and any of ``subject_id`` (or ``subject_group``), ``split`` (or
             ``suggested_split``) and ``modality``; rows with a ``kind`` other than ``image`` are skipped. Looked for
             where it says, else in the scanned folder.
+        columns: Columns of the table, or of the CSV of cases, that are kept as facts of each case: a diagnosis to
+            learn, an age, a site. They go to ``facts.csv`` beside the cohort, and from there into the store.
         image_glob: Only paths that match are images.
         label_suffixes: How names of label maps end, before the file type.
         label_values: The values that a label may have beside 0; any by default.
@@ -84,6 +89,7 @@ class ScanConfig(Config):
 
     modality: Modality = "other"
     table: str | None = None
+    columns: tuple[str, ...] = ()
     image_glob: str | None = None
     label_suffixes: tuple[str, ...] = LABEL_SUFFIXES
     label_values: tuple[int, ...] | None = None
@@ -152,7 +158,7 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
     Args:
         data: Folder, archive or CSV.
         out: The table to write (``.csv``), or a folder for ``cohort.csv``. Beside it come the same as Parquet,
-            ``refused.csv``, ``acquisition.csv``, ``report.html``, ``scan.yaml``, ``journal.jsonl``,
+            ``refused.csv``, ``acquisition.csv``, ``facts.csv``, ``report.html``, ``scan.yaml``, ``journal.jsonl``,
             ``pseudonyms.json``, ``scan_cache.jsonl``, and the folders ``series``, ``thumbnails`` and ``unpacked``.
         config: Rules for names, labels and splits.
         dry_run: Check everything, but write nothing.
@@ -200,30 +206,28 @@ def scan(data: Path, out: Path, *, config: ScanConfig = _DEFAULT, dry_run: bool 
             ledger.check()
             cohort = Cohort(one.case for one in good)
             warnings = _of_whom(good, cohort)
-            for warning in warnings:
-                _log.warning(warning)
             if not has_splits:
                 cohort = cohort.split_by_subject(config.fractions, seed=config.seed)
-            pairs = [
-                (old, ids[one.item].model_copy(update={"split": old.split}))
-                for one, old in zip(good, cohort, strict=True)
-            ]
+            pairs = _under_new_names(good, cohort, ids)
             cohort = Cohort(_settled(new, shop, path.parent) for _, new in pairs)
             found = [checked[one.item] for one in good]
             if run is not None:
                 write_names(names, pairs, key=key)
                 cohort.to_csv(path)
                 cohort.to_parquet(path.with_suffix(".parquet"))
+                keep_facts(
+                    path, config.columns, {case.case_id: one.facts for case, one in zip(cohort, good, strict=True)}
+                )
                 atomic_write(path.with_name("refused.csv"), refused_table(ledger))
-                facts = {case.case_id: one.facts for case, one in zip(cohort, found, strict=True)}
-                atomic_write(path.with_name("acquisition.csv"), acquisition_table(facts))
+                acquired = {case.case_id: one.facts for case, one in zip(cohort, found, strict=True)}
+                atomic_write(path.with_name("acquisition.csv"), acquisition_table(acquired))
                 atomic_write(path.with_name("scan.yaml"), dump_yaml(config.to_dict()))
                 summaries = [_summary(case, one, pictures) for case, one in zip(cohort, found, strict=True)]
                 write_cohort_report(path.with_name("report.html"), cases=summaries, ledger=ledger, warnings=warnings)
                 shown = {task.thumbnail for task in tasks if task.item in checked and checked[task.item].may_be_shown}
                 _remove_outdated(path, cohort, shown)
-                told = {**_facts(cohort, found), "warnings": list(warnings)}
-                run.journal.log(command="scan", seconds=round(time.monotonic() - started, 2), **ledger.counts(), **told)
+                told = {**ledger.counts(), **_facts(cohort, found), "warnings": list(warnings)}
+                run.journal.log(command="scan", seconds=round(time.monotonic() - started, 2), **told)
     return ScanResult(cohort, ledger, path, warnings)
 
 
@@ -242,9 +246,12 @@ def _listed(
     data: Path, shop: Path, *, config: ScanConfig, key: bytes, cache: Cache, ledger: Ledger, table: Path
 ) -> list[Listed]:
     """Cases from a table, or from a folder; what cannot be a case is booked, series lists are written."""
+    if config.columns and config.table is None and data.suffix.lower() != ".csv":
+        raise ConfigError(f"columns {', '.join(config.columns)}: there is no table to take them from. Give a table.")
     mine = (table.name, table.with_suffix(".parquet").name, *_OWN_FILES, *_OWN_FOLDERS)
     if data.suffix.lower() == ".csv":
-        listed = listing.of_table(data, modality=config.modality, reading=config.reading)
+        columns = config.columns if config.table is None else ()
+        listed = listing.of_table(data, modality=config.modality, reading=config.reading, columns=columns)
     else:
         rules = Rules(
             label_suffixes=config.label_suffixes,
@@ -268,7 +275,8 @@ def _listed(
             if item is not None:
                 write_list(item, path)
     if config.table is not None:
-        listed = listing.with_table(listed, listing.find_table(config.table, data), ledger)
+        given = listing.find_table(config.table, data)
+        listed = listing.with_table(listed, given, ledger, columns=config.columns)
     listed = listing.expanded(listed, config.volumes, cache=cache, workers=config.workers)
     return listing.without_twins(listed, ledger)
 
@@ -283,6 +291,12 @@ def _renamed(one: Listed, config: ScanConfig, *, key: bytes) -> Case:
     if config.names == "keep":
         return one.case
     return renamed(one.case, key=key, keeps_case=one.keeps_case, keeps_subject=one.keeps_subject)
+
+
+def _under_new_names(good: Sequence[Listed], cohort: Cohort, ids: Mapping[str, Case]) -> list[tuple[Case, Case]]:
+    """Each case under its own and its new name, both with the split that it was dealt."""
+    both = zip(good, cohort, strict=True)
+    return [(old, ids[one.item].model_copy(update={"split": old.split})) for one, old in both]
 
 
 def _task(one: Listed, new: Case, config: ScanConfig, pictures: Path | None) -> Task:
@@ -313,7 +327,7 @@ def _without_leaks(listed: Sequence[Listed], ledger: Ledger) -> list[Listed]:
 
 
 def _of_whom(listed: Sequence[Listed], cohort: Cohort) -> tuple[str, ...]:
-    """A sentence for the whole cohort if nothing says for sure whose the images are, or all are of one subject."""
+    """Warn if nothing says for sure whose the images are, or if all are of one subject; give the sentences."""
     found = []
     folders, unknown = (sum(one.whose == how for one in listed) for how in ("folder", "unknown"))
     subjects = len({case.subject_id for case in cohort})
@@ -328,6 +342,8 @@ def _of_whom(listed: Sequence[Listed], cohort: Cohort) -> tuple[str, ...]:
             f"W_ONE_SUBJECT: all {len(cohort)} images count as one subject's, so no split can be made. If the export "
             "gave all patients one number, give a table with case_id and subject_id."
         )
+    for warning in found:
+        _log.warning(warning)
     return tuple(found)
 
 

@@ -6,6 +6,7 @@
       store.json                  the truth: version, preparation, one line a case; written last, with its own digest
       index.csv, prepare.yaml     the same for people
       atlas.json                  where cases lie in an atlas, if somebody has registered them; see medssl/data/atlas.py
+      facts.csv                   targets and groups of the user's own table, if any; see medssl/data/facts.py
       cases/<key>/
         image.b2nd label.b2nd body.b2nd     (C, X, Y, Z); chunks of 64^3, blocks of 32^3
         source_label.b2nd                   the label as it was drawn, on the source grid, for scoring
@@ -34,6 +35,8 @@ from jaxtyping import Bool, Float64, Int32, Shaped
 
 from medssl.config import dump_yaml
 from medssl.data.atlas import read_atlas
+from medssl.data.facts import NAME as FACTS
+from medssl.data.facts import Facts, read_facts, write_facts
 from medssl.data.splits import Split
 from medssl.errors import CheckpointError, ReadError
 from medssl.geometry import Geometry
@@ -42,6 +45,7 @@ from medssl.views import BODY
 
 STORE_VERSION = 4
 MAX_SAMPLE_VOXELS = 2000
+_NO_FACTS = Facts()
 _NO_SPACING = ("W_NO_SPACING", "W_SPACING_MISSING", "W_NO_MM")
 
 
@@ -94,7 +98,7 @@ def write_entry(store: Path, key: str, entry: Entry) -> Path:
     meta = {
         **entry.meta,
         "store_version": STORE_VERSION,
-        "body_box": _body_box(entry.body[0] > 0),
+        "body_box": box_of(entry.body[0] > 0),
         "channels": int(entry.image.shape[0]),
         "labelled": entry.label is not None,
         "label_values": label_values(entry.label) if entry.label is not None else [],
@@ -137,8 +141,16 @@ def label_values(label: Shaped[np.ndarray, "*any"]) -> list[int]:
     return [int(value) for value in np.unique(label) if value != 0]
 
 
-def write_index(store: Path, rows: Sequence[IndexRow], *, prepare: Mapping[str, Any], unit: str, modality: str) -> None:
-    """Write the index; it replaces the former one in a single rename."""
+def write_index(
+    store: Path,
+    rows: Sequence[IndexRow],
+    *,
+    prepare: Mapping[str, Any],
+    unit: str,
+    modality: str,
+    facts: Facts = _NO_FACTS,
+) -> None:
+    """Write the index; it replaces the former one in a single rename. ``facts`` go into a table of their own."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("case_id", "subject_id", "split", "modality", "key", "labelled", "label_values"))
@@ -155,6 +167,9 @@ def write_index(store: Path, rows: Sequence[IndexRow], *, prepare: Mapping[str, 
         "prepare": dict(prepare),
         "cases": [asdict(row) for row in rows],
     }
+    digest = write_facts(store / FACTS, facts, case_ids=[row.case_id for row in rows])
+    if digest:
+        content["facts_digest"] = digest
     atomic_write(store / "store.json", json.dumps({**content, "digest": _content_digest(content)}))
 
 
@@ -172,10 +187,19 @@ class StoredCase:
         row: Its line of the index.
         folder: Its entry.
         atlas_affine: World mm to atlas coordinates, where the case is registered.
+        facts: What the user's own table says of it, by column; what it does not state is left out.
     """
 
-    def __init__(self, row: IndexRow, folder: Path, *, atlas_affine: Float64[np.ndarray, "4 4"] | None = None) -> None:
+    def __init__(
+        self,
+        row: IndexRow,
+        folder: Path,
+        *,
+        atlas_affine: Float64[np.ndarray, "4 4"] | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
         self.atlas_affine = atlas_affine
+        self.facts: Mapping[str, str] = dict(facts or {})
         self.case_id = row.case_id
         self.subject_id = row.subject_id
         self.split = row.split
@@ -343,10 +367,18 @@ class ArrayStore:
         self.modality: str = content["modality"]
         atlas, atlas_digest = read_atlas(path)
         self.fingerprint: str = f"{content['digest']}{atlas_digest}"
+        facts = _facts(path, content)
+        self.fact_columns = facts.columns
         rows = (IndexRow(**{**row, "label_values": tuple(row["label_values"])}) for row in content["cases"])
         self._rows = tuple(rows)
         self.cases = tuple(
-            StoredCase(row, entry_folder(path, row.key), atlas_affine=atlas.get(row.case_id)) for row in self._rows
+            StoredCase(
+                row,
+                entry_folder(path, row.key),
+                atlas_affine=atlas.get(row.case_id),
+                facts=facts.of(row.case_id),
+            )
+            for row in self._rows
         )
 
     @classmethod
@@ -355,7 +387,7 @@ class ArrayStore:
 
         Raises:
             ReadError: if there is no store, or E_ATLAS if its atlas.json is not sound.
-            CheckpointError: if its index is damaged or of another version of medssl.
+            CheckpointError: if its index or its facts are damaged, or of another version of medssl.
         """
         try:
             content = json.loads((path / "store.json").read_bytes())
@@ -393,6 +425,20 @@ class ArrayStore:
         )
 
 
+def _facts(store: Path, content: Mapping[str, Any]) -> Facts:
+    """The facts that were written with the index; none where it was written without."""
+    expected = content.get("facts_digest", "")
+    if not expected:
+        return Facts()
+    path = store / FACTS
+    if not path.is_file() or _sha256(path) != expected:
+        raise CheckpointError(
+            f"{path}: is missing or not what was written. Run medssl prepare again; it keeps all good entries.",
+            code="E_DIGEST",
+        )
+    return read_facts(path)
+
+
 def _locked(array: np.ndarray) -> np.ndarray:
     """The array, which crops are looks into, safe from being written to."""
     array.flags.writeable = False
@@ -419,7 +465,7 @@ def _sample_voxels(mask: Shaped[np.ndarray, "x y z"], key: str) -> Int32[np.ndar
     return np.stack(np.unravel_index(flat, mask.shape), axis=1).astype(np.int32)
 
 
-def _body_box(mask: Bool[np.ndarray, "x y z"]) -> list[list[int]]:
+def box_of(mask: Bool[np.ndarray, "x y z"]) -> list[list[int]]:
     """Start and size of the box around ``mask``, or of the whole grid where it is empty."""
     start, stop = [0, 0, 0], list(mask.shape)
     for axis in range(3):

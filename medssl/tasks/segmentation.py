@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, cast
 
 import torch
-from jaxtyping import Float, Int64, Integer, Shaped
-from pydantic import Field, JsonValue
+from jaxtyping import Bool, Float, Int64, Integer, Shaped
+from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from medssl import config as configuration
@@ -17,17 +16,20 @@ from medssl.augment.frame import Frame
 from medssl.augment.images import Images
 from medssl.augment.pipeline import Pipeline
 from medssl.errors import CaseError, CheckpointError, ConfigError
-from medssl.losses.segmentation import deep_dice_ce
+from medssl.losses.regions import Regions, region_terms
+from medssl.losses.segmentation import IGNORED, Terms, deeply, label_terms
 from medssl.nn.backbone import Backbone
 from medssl.nn.bundle import Bundle, load_into
 from medssl.nn.decoder import Decoder
-from medssl.tasks.base import Task
-from medssl.trainable import Batch, Losses, ParamGroup, Progress, split_decay
+from medssl.nn.linear import LinearDecoder, build_decoder
+from medssl.tasks.base import AdaptationConfig, Task
+from medssl.tasks.objective import LossConfig, signed_distance
+from medssl.trainable import Batch, Losses, Progress
 from medssl.views import EdgesMm, LabelledCrop
 
-_FREE_DECODER_KEYS = ("out_channels", "deep_supervision")  # these shape the last layers alone
+LevelLoss = Callable[[Tensor, Tensor, int], Terms]
 
-Mode = Literal["full", "frozen", "warmup_then_full", "layer_decay"]
+_FREE_DECODER_KEYS = ("out_channels", "deep_supervision")  # these shape the last layers alone
 
 
 def _light() -> dict[str, JsonValue] | list[dict[str, JsonValue]]:
@@ -49,40 +51,55 @@ class DecoderConfig(configuration.Config):
     pretrained: bool = False
 
 
-class Config(configuration.Config):
-    """Segmentation.
+class Config(AdaptationConfig):
+    """Segmentation; beside these, how the encoder is adapted (:class:`~medssl.tasks.base.AdaptationConfig`).
 
     Args:
         crop_voxels: Size of the training crops, and of the windows of prediction.
         crop_mm: Edge lengths of the crops, and so the voxel size that prediction resamples to; None takes the voxels
             of the store as they are.
         augment: ``{preset: name}`` or a list of augmentations.
-        foreground_share: Probability that a crop is centred on a voxel of a structure, each structure alike.
-        dice_weight: Of the Dice loss.
-        ce_weight: Of the cross-entropy.
-        include_background: Whether background is in the Dice loss.
+        foreground_share: Probability that a crop is centred on a voxel of a structure.
+        class_balance: Which structure of the case that is: each alike, or the smaller the more often
+            (:class:`~medssl.views.crops.LabelledCrop`).
+        loss: Which loss.
+        dice_weight: Of the overlap term, Dice or Tversky.
+        ce_weight: Of the voxel-wise term, cross-entropy or focal.
+        include_background: Whether background is in the overlap term.
+        ignore_value: Voxels whose label has this value take part in no term, as in scribbles or maps drawn on some
+            slices only; it is no class. What lies outside the volume is background.
+        regions: Label values of regions that are trained one by one in place of the values, such as
+            ``{whole: [1, 2, 3], core: [2, 3], active: [3]}``; see :class:`~medssl.losses.regions.Regions` for how a
+            label map comes of them.
+        annotated: Column of the store's facts with the label values that were drawn in a case, as in ``1;2``; the
+            others may lie anywhere in its background. A case without an entry is drawn in full.
         deep_supervision: Whether coarser decoder levels are trained too.
         decoder: The decoder.
-        mode: ``full`` trains all; ``frozen`` the decoder alone; ``warmup_then_full`` the decoder alone at first;
-            ``layer_decay`` all, shallow layers slower.
-        warmup_share: Share of the steps for which ``warmup_then_full`` leaves the encoder as it is.
-        layer_decay: Factor of the learning rate from a layer group to the next shallower one.
-        encoder_lr_scale: Factor on the encoder's learning rate, in every mode.
     """
 
     crop_voxels: tuple[int, int, int]
     crop_mm: EdgesMm = None
     augment: dict[str, JsonValue] | list[dict[str, JsonValue]] = Field(default_factory=_light)
     foreground_share: float = Field(0.67, ge=0, le=1)
+    class_balance: Literal["uniform", "inverse_sqrt"] = "uniform"
+    loss: LossConfig = LossConfig()
     dice_weight: float = Field(1.0, ge=0)
     ce_weight: float = Field(1.0, ge=0)
     include_background: bool = False
+    ignore_value: int | None = Field(None, ge=1)
+    regions: dict[str, tuple[int, ...]] | None = Field(None, min_length=1)
+    annotated: str | None = None
     deep_supervision: bool = False
     decoder: DecoderConfig = DecoderConfig()
-    mode: Mode = "full"
-    warmup_share: float = Field(0.1, ge=0, le=1)
-    layer_decay: float = Field(0.75, gt=0, le=1)
-    encoder_lr_scale: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _linear_has_one_map(self) -> Self:
+        if self.mode == "linear" and (self.deep_supervision or self.decoder.pretrained):
+            raise ValueError(
+                "mode linear has one linear map in place of a decoder; set deep_supervision and decoder.pretrained to "
+                "false"
+            )
+        return self
 
 
 class Segmenter(nn.Module):
@@ -92,19 +109,23 @@ class Segmenter(nn.Module):
         encoder: Of the bundle.
         decoder: Of the bundle.
         augment: Of the recipe; only what is not random in it, such as a HU window, is applied.
+        regions: Which the decoder answers in place of classes, if it does.
     """
 
-    def __init__(self, encoder: Backbone, decoder: Decoder, *, augment: Pipeline) -> None:
+    def __init__(
+        self, encoder: Backbone, decoder: Decoder | LinearDecoder, *, augment: Pipeline, regions: Regions | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.augment = augment
+        self.regions = regions
 
     def forward(self, x: Shaped[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
         """Scores of each class at the image's resolution, before softmax; ``x`` as it comes from the store."""
         x = self.augment.normalise(x)
         logits: Tensor = self.decoder(self.encoder(x), x)[0]
-        return logits
+        return logits if self.regions is None else self.regions.class_scores(logits)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Self:
@@ -120,15 +141,17 @@ class Segmenter(nn.Module):
                 "Fine-tune this encoder first.",
                 code="E_CONTRACT",
             )
-        decoder = Decoder(**decoder_config)
+        decoder = build_decoder(decoder_config)
         load_into(decoder, bundle.tensors, prefix="decoder")
         options = {key: value for key, value in task.items() if key != "name"}
         config = Config.parse(options, source=f"{bundle.folder} recipe")
-        return cls(bundle.build_encoder(), decoder, augment=build_augment(config.augment)).eval()
+        regions = _regions(config, bundle.passport.label_values or ())
+        augment = build_augment(config.augment)
+        return cls(bundle.build_encoder(), decoder, augment=augment, regions=regions).eval()
 
 
-class Segmentation(Task):
-    """Label every voxel: Dice and cross-entropy on crops that over-represent the structures.
+class Segmentation(Task[Config]):
+    """Label every voxel: an overlap and a voxel-wise loss on crops that over-represent the structures.
 
     Args:
         config: See :class:`Config`.
@@ -137,8 +160,7 @@ class Segmentation(Task):
         seed: Of the decoder's fresh weights, so that arms of a study begin with the same decoder.
         images: What is known of the images, which the augments are checked against; None checks nothing.
 
-    Reference: Isensee et al., nnU-Net, Nature Methods 2021, arXiv:1904.08128 (loss, foreground oversampling); Bao et
-        al., BEiT, ICLR 2022, arXiv:2106.08254 (layer-wise learning-rate decay).
+    Reference: Isensee et al., nnU-Net, Nature Methods 2021, arXiv:1904.08128 (loss, foreground oversampling).
     Deviations: two crops in three are centred on a structure, drawn crop by crop, where nnU-Net forces one in three
         per batch; structures are drawn evenly.
     """
@@ -152,35 +174,25 @@ class Segmentation(Task):
         seed: int,
         images: Images | None = None,
     ) -> None:
-        super().__init__(encoder=encoder)
-        values = sorted({0, *label_values})
+        super().__init__(config, encoder=encoder, seed=seed)
+        values = sorted({0, *label_values} - {config.ignore_value})
         if len(values) < 2 or values[0] < 0:
             raise ConfigError(
                 f"segmentation: label values {tuple(label_values)}; at least one positive value and none below 0 are "
                 "needed. Give labelled cases.",
                 code="E_LABEL_SET",
             )
-        self.config = config
-        self.unused_parameters = config.mode == "warmup_then_full"
         self.label_values = tuple(values)
+        self.regions = _regions(config, values)
+        self._fraction = 0.0
         self.images = images or Images()
         self.augment = build_augment(config.augment, images=images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.decoder = Decoder(
-                encoder.channels,
-                encoder.strides,
-                encoder.spatial_dims,
-                len(values),
-                width=config.decoder.width,
-                deep_supervision=config.deep_supervision,
-                skip_image_channels=encoder.in_channels if config.decoder.skip_image else 0,
-            )
+            num_outputs = len(values) if self.regions is None else len(self.regions.names)
+            self.decoder = _fresh_decoder(config, encoder, num_outputs)
         self.register_buffer("_values", torch.tensor(values), persistent=False)
         self._values: Int64[Tensor, " k"]
-        self._is_encoder_frozen = False
-        if config.mode == "frozen":
-            self._freeze_encoder(True)
 
     def prepare(self, batch: Batch, *, training: bool) -> Batch:
         """Augment images and label maps, and number the classes.
@@ -190,7 +202,9 @@ class Segmentation(Task):
             training: False leaves out what is random.
 
         Returns:
-            ``image`` (b, c, *s) and ``target`` (b, 1, *s), in which class ``i`` is ``label_values[i]``.
+            ``image`` (b, c, *s) and ``target`` (b, 1, *s), in which class ``i`` is ``label_values[i]`` and ignored
+            voxels have -1; with them ``known`` (b, k) where cases may be annotated in part, and ``distance`` where the
+            loss needs it.
 
         Raises:
             CaseError: if a label map holds a value that is not among the label values.
@@ -202,28 +216,37 @@ class Segmentation(Task):
         else:
             view = self.augment.plain(image, label, frame=frame)
         target = self._class_index(view.label, batch.case_ids)
-        return batch.with_tensors({"image": view.image, "target": target}, view.notes)
+        made = {"image": view.image, "target": target}
+        if "annotated" in batch:
+            drawn = batch["annotated"]
+            made["known"] = torch.cat((torch.ones_like(drawn[:, :1]), drawn), dim=1)
+        if self.config.loss.needs_distance:
+            spacing_mm = self.images.crop_spacing_mm(self.config.crop_voxels, self.config.crop_mm)
+            made["distance"] = signed_distance(self._masks(target), spacing_mm[: target.ndim - 2])
+        return batch.with_tensors(made, view.notes)
+
+    def before_step(self, progress: Progress) -> None:
+        """As every task; and the boundary term grows with the run."""
+        super().before_step(progress)
+        self._fraction = progress.fraction
 
     def forward(self, batch: Batch) -> Losses:
-        """Dice and cross-entropy of one batch."""
+        """Loss of one batch, by the names of its terms."""
         image, target = batch["image"], batch["target"]
-        outputs = self.decoder(self._features(image), image)
-        terms = deep_dice_ce(
-            outputs,
-            target,
-            include_background=self.config.include_background,
-            weights=(self.config.dice_weight, self.config.ce_weight),
-        )
+        known = batch.tensors.get("known")
+        outputs = self.decoder(self.features(image), image)
+        terms = deeply(outputs, target, self._loss_at_levels(batch, known))
         with torch.no_grad():
-            hard = _mean_hard_dice(outputs[0].argmax(dim=1, keepdim=True), target, num_classes=len(self.label_values))
-        parts = {"dice_loss": terms.dice, "cross_entropy": terms.cross_entropy}
-        return Losses(terms.total, parts, {"crop_dice": hard})
+            best = self._class_scores(outputs[0]).argmax(dim=1, keepdim=True)
+            if known is not None:
+                best = best * known.gather(1, best.flatten(1)).reshape(best.shape)
+            hard = _mean_hard_dice(best, target, num_classes=len(self.label_values))
+        return Losses(terms.total, terms.parts, {"crop_dice": hard})
 
     def logits(self, x: Shaped[Tensor, "b c *s"]) -> Float[Tensor, "b k *s"]:
         """Scores of each class at the image's resolution; class ``i`` is ``label_values[i]``."""
         x = self.augment.normalise(x)
-        logits: Tensor = self.decoder(self._features(x), x)[0]
-        return logits
+        return self._class_scores(self.decoder(self.features(x), x)[0])
 
     def view_sampler(self) -> LabelledCrop:
         """Crops of image and label, often centred on a structure, in boxes that rotations find real tissue in."""
@@ -233,6 +256,8 @@ class Segmentation(Task):
             config.crop_voxels,
             foreground_share=config.foreground_share,
             label_values=self.label_values[1:],
+            class_balance=config.class_balance,
+            annotated=config.annotated,
             crop_mm=config.crop_mm,
             margin=self.augment.margin(config.crop_voxels, spacing_mm),
         )
@@ -258,55 +283,46 @@ class Segmentation(Task):
                 f"{found}. Give method and task the same decoder width, or set task.decoder.pretrained=false.",
                 code="E_CONTRACT",
             )
-        load_into(self.decoder.steps, bundle.tensors, prefix="decoder.steps")
+        load_into(cast("Decoder", self.decoder).steps, bundle.tensors, prefix="decoder.steps")
         return "pretrained, with a new last layer"
 
     def bundle_modules(self) -> Mapping[str, nn.Module]:
         """``encoder`` and ``decoder``, as :meth:`Segmenter.from_bundle` looks for them."""
         return {"encoder": self.encoder, "decoder": self.decoder}
 
-    def param_groups(self) -> list[ParamGroup]:
-        """Decoder at the full learning rate; encoder as the mode says, also where it only joins in later."""
-        groups = split_decay("decoder", list(self.decoder.parameters()))
-        scale = self.config.encoder_lr_scale
-        if self.config.mode == "frozen":
-            return groups
-        if self.config.mode != "layer_decay":
-            return [*groups, *split_decay("encoder", list(self.encoder.parameters()), lr_scale=scale)]
-        layers = self.encoder.layer_groups()
-        for index, params in enumerate(layers):
-            decayed = scale * self.config.layer_decay ** (len(layers) - index)
-            groups += split_decay(f"encoder/{index}", params, lr_scale=decayed)
-        return groups
+    def _loss_at_levels(self, batch: Batch, known: Bool[Tensor, "b k"] | None) -> LevelLoss:
+        config, regions = self.config, self.regions
+        blend = config.loss.blend(
+            overlap_weight=config.dice_weight,
+            voxel_weight=config.ce_weight,
+            include_background=config.include_background,
+            fraction=self._fraction,
+        )
 
-    def before_step(self, progress: Progress) -> None:
-        """Hold the encoder still for the first share of the steps; a pure function of where the run stands."""
-        if self.config.mode == "warmup_then_full":
-            self._freeze_encoder(progress.fraction < self.config.warmup_share)
+        def loss(logits: Tensor, target: Tensor, level: int) -> Terms:
+            distance = batch.tensors.get("distance") if level == 0 else None
+            if regions is None:
+                return label_terms(logits, target, blend, known=known, distance=distance)
+            return region_terms(logits, target, blend, regions=regions, known=known, distance=distance)
 
-    def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``, but a frozen encoder stays in eval mode."""
-        super().train(mode)
-        if self._is_encoder_frozen:
-            self.encoder.eval()
-        return self
+        return loss
 
-    def _freeze_encoder(self, frozen: bool) -> None:
-        if frozen == self._is_encoder_frozen:
-            return
-        self._is_encoder_frozen = frozen
-        self.encoder.requires_grad_(not frozen)
-        self.encoder.train(self.training and not frozen)
+    def _class_scores(self, logits: Float[Tensor, "b r *s"]) -> Float[Tensor, "b k *s"]:
+        return logits if self.regions is None else self.regions.class_scores(logits)
 
-    def _features(self, x: Tensor) -> list[Tensor]:
-        with torch.no_grad() if self._is_encoder_frozen else nullcontext():
-            features: list[Tensor] = self.encoder(x)
-        return features
+    def _masks(self, target: Int64[Tensor, "b 1 *s"]) -> Bool[Tensor, "b r *s"]:
+        """Where each class or region is."""
+        if self.regions is not None:
+            return self.regions.masks(target)
+        return torch.cat([target == k for k in range(len(self.label_values))], dim=1)
 
     def _class_index(self, label: Integer[Tensor, "b 1 *s"], case_ids: tuple[str, ...]) -> Int64[Tensor, "b 1 *s"]:
-        """Position of each voxel's value among the label values."""
+        """Position of each voxel's value among the label values; -1 where it is ignored."""
         index = torch.bucketize(label.long(), self._values).clamp(max=len(self.label_values) - 1)
         unknown = self._values[index] != label
+        if self.config.ignore_value is not None:
+            ignored = label == self.config.ignore_value
+            unknown, index = unknown & ~ignored, index.masked_fill(ignored, IGNORED)
         if unknown.any():
             first = int(unknown.flatten(1).any(dim=1).nonzero()[0])
             found = sorted(set(label[first][unknown[first]].tolist()))
@@ -318,10 +334,31 @@ class Segmentation(Task):
         return index
 
 
+def _regions(config: Config, label_values: Sequence[int]) -> Regions | None:
+    return None if config.regions is None else Regions.of(config.regions, label_values)
+
+
+def _fresh_decoder(config: Config, encoder: Backbone, out_channels: int) -> Decoder | LinearDecoder:
+    if config.mode == "linear":
+        return LinearDecoder(encoder.channels, encoder.strides, encoder.spatial_dims, out_channels)
+    return Decoder(
+        encoder.channels,
+        encoder.strides,
+        encoder.spatial_dims,
+        out_channels,
+        width=config.decoder.width,
+        deep_supervision=config.deep_supervision,
+        skip_image_channels=encoder.in_channels if config.decoder.skip_image else 0,
+    )
+
+
 def _mean_hard_dice(
     prediction: Int64[Tensor, "b 1 *s"], target: Int64[Tensor, "b 1 *s"], *, num_classes: int
 ) -> Float[Tensor, ""]:
-    """Dice of the whole batch, mean over the structures that are in prediction or target; 1 if none is."""
+    """Dice of the whole batch, mean over the structures that are in prediction or target; 1 if none is.
+
+    Ignored voxels, of target -1, fall below the histogram.
+    """
     pairs = (target * num_classes + prediction).float()  # a histogram, for which no step waits as for bincount
     table = torch.histc(pairs, num_classes**2, -0.5, num_classes**2 - 0.5).reshape(num_classes, num_classes)
     size = (table.sum(dim=0) + table.sum(dim=1))[1:]

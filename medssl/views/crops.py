@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Bool, Float64, Shaped
 
 from medssl.errors import CaseError
 from medssl.views.base import CaseArrays
@@ -124,8 +125,12 @@ class LabelledCrop(CropSampler):
     Args:
         crop_voxels: As in :class:`CropSampler`, and so the others.
         label_values: Values of the structures; 0 is background and never drawn.
-        foreground_share: Probability that the crop is centred on a voxel of a structure, drawn evenly from those that
-            the case has in the region; otherwise the place is random.
+        foreground_share: Probability that the crop is centred on a voxel of a structure, drawn from those that the case
+            has in the region; otherwise the place is random.
+        class_balance: ``uniform`` draws these evenly; ``inverse_sqrt`` in proportion to 1 / √(voxels of the structure
+            in the case), for which each case is read in full once.
+        annotated: Fact of a case that lists the values drawn in it, as in ``1;2``. Given, the crop comes with
+            ``annotated`` (len(label_values),), whether each was; without an entry all were.
         crop_mm: Edge lengths of the crop.
         margin: Share of the edge read beyond the crop.
         inside_body: Whether the centre of a crop that is on no structure is drawn from the body mask.
@@ -138,6 +143,8 @@ class LabelledCrop(CropSampler):
         label_values: Sequence[int],
         *,
         foreground_share: float = 0.67,
+        class_balance: Literal["uniform", "inverse_sqrt"] = "uniform",
+        annotated: str | None = None,
         crop_mm: Sequence[float] | None = None,
         margin: float | Sequence[float] = 0.0,
         inside_body: bool = False,
@@ -146,12 +153,15 @@ class LabelledCrop(CropSampler):
         super().__init__(crop_voxels, crop_mm=crop_mm, margin=margin, inside_body=inside_body, region=region)
         self.label_values = tuple(value for value in label_values if value != 0)
         self.foreground_share = foreground_share
+        self.class_balance = class_balance
+        self.annotated = annotated
+        self._voxels: dict[str, Float64[np.ndarray, " v"]] = {}
 
     def __call__(self, cases: Sequence[CaseArrays], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Cut one crop from ``cases[0]``.
 
         Raises:
-            CaseError: if the case has no label.
+            CaseError: if the case has no label, or E_LABEL_SET if what was drawn in it is not a list of values.
         """
         case = cases[0]
         if not case.has("label"):
@@ -160,10 +170,36 @@ class LabelledCrop(CropSampler):
         centres = self._structure(case, rng) if on_structure else self.placing.body(case)
         is_anywhere = (on_structure or self.placing.inside_body) and not len(centres)
         views = self.cut(case, centres, rng, is_anywhere=is_anywhere)
-        return {**views.single("image"), "label": views.cuts[0].read(case, "label"), **notes(views)}
+        made = {**views.single("image"), "label": views.cuts[0].read(case, "label"), **notes(views)}
+        return made if self.annotated is None else {**made, "annotated": self._annotated(case, self.annotated)}
 
     def _structure(self, case: CaseArrays, rng: np.random.Generator) -> Shaped[np.ndarray, "n 3"]:
         """Sampled voxels of one of the structures that the case has in the region."""
         all_found = [self.placing.within(case, case.foreground_voxels(value)) for value in self.label_values]
-        present = [found for found in all_found if len(found)]
-        return present[rng.integers(len(present))] if present else np.empty((0, 3), np.int32)
+        present = [place for place, found in enumerate(all_found) if len(found)]
+        if not present:
+            return np.empty((0, 3), np.int32)
+        if self.class_balance == "uniform":
+            return all_found[present[rng.integers(len(present))]]
+        weights = 1 / np.sqrt(self._sizes(case)[present])
+        return all_found[present[rng.choice(len(present), p=weights / weights.sum())]]
+
+    def _sizes(self, case: CaseArrays) -> Float64[np.ndarray, " v"]:
+        """Voxels of each structure in the case."""
+        if case.case_id not in self._voxels:
+            found, counts = np.unique(case.read("label", (0, 0, 0), case.shape), return_counts=True)
+            of_value = dict(zip(found.tolist(), counts.tolist(), strict=True))
+            self._voxels[case.case_id] = np.array([float(of_value.get(value, 1)) for value in self.label_values])
+        return self._voxels[case.case_id]
+
+    def _annotated(self, case: CaseArrays, fact: str) -> Bool[np.ndarray, " v"]:
+        """Whether each structure was drawn in the case."""
+        text = cast("Mapping[str, str]", getattr(case, "facts", {})).get(fact, "")
+        parts = [part.strip() for part in text.split(";") if part.strip()]
+        if not all(part.isdecimal() for part in parts):
+            raise CaseError(
+                f"case {case.case_id}: the fact {fact} is not a list of label values such as 1;2. Correct the table "
+                "and prepare again.",
+                code="E_LABEL_SET",
+            )
+        return np.array([not parts or str(value) in parts for value in self.label_values])

@@ -235,9 +235,15 @@ def notes(*views: Views) -> dict[str, np.ndarray]:
     anywhere = [cut.is_anywhere for view in views for cut in view.cuts]
     constant = [flag for view in views for flag in view.is_constant]
     return {
-        f"note_{name}": np.asarray(sum(values) / len(values), np.float32)
-        for name, values in (("padded", padded), ("anywhere", anywhere), ("constant", constant))
+        "note_padded": _mean(padded),
+        "note_anywhere": _mean(anywhere),
+        "note_constant": _mean(constant),
     }
+
+
+def _mean(values: Sequence[float]) -> np.ndarray:
+    """By plain arithmetic: of a handful of numbers numpy makes fifty times the work."""
+    return np.asarray(sum(values) / len(values), np.float32)
 
 
 def _read_group(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medssl.errors import CaseError, CheckpointError, ConfigError
-from medssl.losses.segmentation import dice_ce
+from medssl.losses.segmentation import dice_ce, label_terms
 from medssl.nn.backbone import Backbone, build_backbone
 from medssl.nn.bundle import Passport, load_bundle, save_bundle
 from medssl.registry import configure, names
@@ -290,3 +290,108 @@ def test_a_decoder_that_is_asked_for_and_does_not_fit_is_refused(tmp_path: Path,
     bundle = replace(bundle, passport=bundle.passport.model_copy(update={"decoder": theirs}))
     with pytest.raises(CheckpointError, match=found.removeprefix("has ")):
         task(decoder={"pretrained": True}).take_decoder(bundle)
+
+
+def test_an_ignored_value_is_no_class_and_takes_part_in_nothing() -> None:
+    model = task(ignore_value=7)
+    assert model.label_values == (0, 3)
+    data = batch()
+    losses = losses_of(model, data)
+    target = torch.zeros_like(data["label"], dtype=torch.long)
+    target[data["label"] == 3] = 1
+    target[data["label"] == 7] = 255
+    expected = dice_ce(model.logits(data["image"]), target, ignore_value=255)
+    torch.testing.assert_close(losses.total, expected.total)
+    best = model.logits(data["image"]).argmax(dim=1)[target[:, 0] != 255]
+    true = target[:, 0][target[:, 0] != 255]
+    dice = 2 * ((best == 1) & (true == 1)).sum() / ((best == 1).sum() + (true == 1).sum())
+    torch.testing.assert_close(losses.monitors["crop_dice"], dice)
+    assert tuple(model.view_sampler().label_values) == (3,)
+
+
+def test_a_map_with_nothing_but_ignored_voxels_gives_no_gradient() -> None:
+    model = task(ignore_value=7)
+    losses = losses_of(model, batch(values=(7,)))
+    losses.total.backward()
+    assert losses.total.item() == 0
+    assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters() if p.grad is not None)
+
+
+def test_a_value_that_is_neither_a_class_nor_ignored_is_refused() -> None:
+    with pytest.raises(CaseError, match=r"label values \[9\]"):
+        losses_of(task(ignore_value=7), batch(values=(0, 3, 7, 9)))
+
+
+@pytest.mark.parametrize("options", [{"ignore_value": 3, "regions": {"a": [3, 7]}}, {"regions": {"a": [3]}}])
+def test_regions_must_fit_the_label_values(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        task(**options)
+    assert error.value.code == "E_LABEL_SET"
+
+
+REGIONS = {"whole": [3, 7], "core": [7]}
+
+
+def test_regions_have_an_output_each_and_come_back_as_label_values(tmp_path: Path) -> None:
+    model = task(regions=REGIONS, deep_supervision=True).eval()
+    assert model.decoder_config()["out_channels"] == 2
+    data = batch()
+    losses = losses_of(model, data)
+    losses.total.backward()
+    assert set(losses.parts) == {"dice_loss", "cross_entropy"}
+    raw = model.decoder(model.encoder(data["image"]), data["image"])[0]
+    expected = torch.zeros_like(data["label"][:, 0])
+    expected[raw[:, 0] > 0] = 3
+    expected[raw[:, 1] > 0] = 7
+    scores = model.logits(data["image"])
+    assert torch.equal(torch.tensor((0, *VALUES), dtype=torch.uint8)[scores.argmax(dim=1)], expected)
+    save_bundle(tmp_path / "bundle", model.bundle_modules(), passport(model))
+    segmenter = Segmenter.from_bundle(load_bundle(tmp_path / "bundle"))
+    assert torch.equal(segmenter(data["image"]), scores)
+
+
+def test_regions_are_learned_on_one_repeated_batch() -> None:
+    model = task(regions=REGIONS)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    history = []
+    for _ in range(15):
+        optimiser.zero_grad()
+        losses = losses_of(model, batch())
+        losses.total.backward()
+        optimiser.step()
+        history.append(losses.total.item())
+    assert history[-1] < 0.7 * history[0]
+
+
+def test_cases_annotated_in_part_have_the_marginal_loss() -> None:
+    model = task(annotated="drawn")
+    assert model.view_sampler().annotated == "drawn"
+    data = batch(values=(0, 3))
+    drawn = torch.tensor([[True, False], [True, True]])
+    data = data.with_tensors({**data.tensors, "annotated": drawn})
+    losses = losses_of(model, data)
+    target = (data["label"] == 3).long()
+    known = torch.cat((torch.ones(2, 1, dtype=torch.bool), drawn), dim=1)
+    blend = model.config.loss.blend(overlap_weight=1, voxel_weight=1, include_background=False, fraction=0)
+    expected = label_terms(model.logits(data["image"]), target, blend, known=known)
+    torch.testing.assert_close(losses.total, expected.total)
+
+
+@pytest.mark.parametrize("regions", [None, REGIONS])
+def test_the_boundary_term_grows_with_the_run(regions: dict[str, list[int]] | None) -> None:
+    model = task(loss={"name": "dice_ce_boundary", "boundary_weight": 0.5}, regions=regions)
+    data = model.prepare(batch(), training=False)
+    assert data["distance"].shape == (2, 3 if regions is None else 2, 8, 8, 8)
+    totals = []
+    for step in (0, 4, 8):
+        model.before_step(Progress(step, 8))
+        losses = model(data)
+        totals.append(losses.total)
+        assert "boundary_loss" in losses.parts
+    first, half, last = totals
+    torch.testing.assert_close(last - first, 0.5 * losses.parts["boundary_loss"])
+    torch.testing.assert_close(half - first, 0.25 * losses.parts["boundary_loss"])
+
+
+def test_the_view_sampler_balances_structures_as_asked() -> None:
+    assert task(class_balance="inverse_sqrt").view_sampler().class_balance == "inverse_sqrt"

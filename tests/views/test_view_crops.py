@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import pytest
 from array_cases import FILL, ArrayCase, coordinate_case, landmark_error, sampled, world_case, world_cases
@@ -341,3 +343,39 @@ def test_a_crop_is_black_even_if_its_margin_is_not():
 def test_options_that_cannot_be_are_refused(options, reason):
     with pytest.raises(ConfigError, match=reason):
         RandomCrop(**{"crop_voxels": (4, 4, 4), **options})
+
+
+def test_small_structures_are_drawn_more_often_when_balanced_by_size():
+    label = np.zeros((1, 12, 10, 8), np.uint8)
+    label[0, :, :, :4] = 1  # 480 voxels
+    label[0, 6, :3, 6] = 2  # 3 voxels
+    case = coordinate_case(label=label)
+    rng = np.random.default_rng(0)
+    sampler = LabelledCrop((1, 1, 1), (1, 2, 9), foreground_share=1.0, class_balance="inverse_sqrt")
+    found = [int(sampler([case], rng)["label"].item()) for _ in range(600)]
+    weights = 1 / np.sqrt([480, 3])
+    assert np.mean(np.equal(found, 2)) == pytest.approx((weights / weights.sum())[1], abs=0.04)
+    assert sum(name == "label" and shape == case.shape for name, _, shape in case.reads) == 1
+
+
+@dataclass(frozen=True)
+class FactCase(ArrayCase):
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [({"drawn": "2; 1"}, [True, True, False]), ({"drawn": "9"}, [False, False, True]), ({}, [True] * 3)],
+)
+def test_a_labelled_crop_says_which_structures_were_drawn(facts, expected):
+    case = FactCase(labelled_case().arrays, facts=facts)
+    view = LabelledCrop((3, 3, 3), (1, 2, 9), annotated="drawn")([case], np.random.default_rng(0))
+    assert view["annotated"].tolist() == expected
+    assert "annotated" not in LabelledCrop((3, 3, 3), (1, 2))([case], np.random.default_rng(0))
+
+
+def test_a_fact_that_is_no_list_of_values_is_refused():
+    case = FactCase(labelled_case().arrays, facts={"drawn": "liver"})
+    with pytest.raises(CaseError, match="fact drawn is not a list of label values") as error:
+        LabelledCrop((3, 3, 3), (1, 2), annotated="drawn")([case], np.random.default_rng(0))
+    assert error.value.code == "E_LABEL_SET"

@@ -22,6 +22,8 @@ from medssl.data.prepare import PrepareConfig, prepare
 from medssl.data.scan import ScanConfig, scan
 from medssl.errors import CheckpointError, ConfigError, EnvironmentFaultError, ExitCode, NoInputError
 from medssl.evaluation import predict as module
+from medssl.evaluation.components import NAME, Rule, write_rules
+from medssl.evaluation.ensemble import open_members, weight_digests
 from medssl.evaluation.predict import predict, score_stored
 from medssl.ledger import Outcome
 from medssl.nn.backbone import build_backbone
@@ -90,7 +92,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(x))
         return threshold(x)
 
-    monkeypatch.setattr(module, "load_network", lambda loaded, *, device: run)
+    monkeypatch.setattr(module, "load_ensemble", lambda *_, **__: run)
     return calls
 
 
@@ -138,7 +140,7 @@ def test_tables_recipe_and_journal_are_left_without_names_of_patients(tmp_path: 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_a_real_bundle_labels_every_voxel(tmp_path: Path, spatial_dims: int) -> None:
     scan = save_scan(tmp_path / "a.nii.gz")
-    model = bundle(tmp_path / "bundle", spatial_dims=spatial_dims)
+    model = bundle(tmp_path / "bundle", spatial_dims=spatial_dims, prepare={**PLAIN, "region": "tissue"})
     result = predict(model, [scan], out=tmp_path / "out", mirror_axes=("AP",), device="cpu", batch=3)
     labels = np.asarray(nibabel.load(result.outputs[0]).dataobj)
     assert labels.shape == (10, 9, 8)
@@ -281,7 +283,7 @@ def test_short_memory_tries_single_windows_and_then_ends_with_a_sentence(
             raise fault("full")
         return threshold(x)
 
-    monkeypatch.setattr(module, "load_network", lambda loaded, *, device: run)
+    monkeypatch.setattr(module, "load_ensemble", lambda *_, **__: run)
     assert len(predict(model, scan, out=tmp_path / "out", batch=4).outputs) == 1
     limit[0] = 0
     (entry,) = predict(model, scan, out=tmp_path / "other", batch=4).ledger
@@ -391,13 +393,15 @@ def test_the_command_line_takes_every_option(
         return predict(*_, **options)
 
     monkeypatch.setattr(module, "predict", note)
-    scan, model = save_scan(tmp_path / "a.nii.gz"), bundle(tmp_path / "bundle")
+    scan = save_scan(tmp_path / "a.nii.gz")
+    model = bundle(tmp_path / "bundle", prepare={**PLAIN, "region": "tissue"})
     words = ["predict", model, scan, "-o", tmp_path / "out", "--xform", "qform", "--assume-spacing", "1", "1", "2.5"]
     words += ["--set", "batch=3", "--set", "mirror_axes=[AP]", "--overlap", "0.25"]
     assert run_guarded(lambda: app([str(word) for word in words], standalone_mode=False)) == 0
     assert given == {
         "out": tmp_path / "out", "device": "auto", "dry_run": False, "overlap": 0.25, "batch": 3,
-        "mirror_axes": ("AP",), "xform": "qform", "assume_spacing_mm": (1.0, 1.0, 2.5),
+        "mirror_axes": ("AP",), "xform": "qform", "assume_spacing_mm": (1.0, 1.0, 2.5), "layout": "even",
+        "skip_empty": True, "precision": "fp32", "channels_last": False, "postprocess": True,
     }  # fmt: skip
     assert run_guarded(lambda: app([*map(str, words), "--set", "overlap=2"], standalone_mode=False)) == 2
 
@@ -544,3 +548,51 @@ def test_images_of_another_modality_and_labels_are_not_segmented(tmp_path: Path,
     assert [entry.item for entry in result.ledger if entry.outcome is Outcome.IGNORED] == ["a_label.nii.gz"]
     assert len(result.outputs) == 2
     assert len(predict(model, tmp_path / "d/a_label.nii.gz", out=tmp_path / "one").outputs) == 1
+
+
+MASKED = {**PLAIN, "body_mask": {"mode": "threshold", "threshold": 0.0}}
+
+
+def test_windows_outside_the_body_are_left_out_of_scans_and_stored_cases(tmp_path: Path, oracle: list[int]) -> None:
+    values = np.full((40, 8, 8), -5.0, np.float32)
+    values[30:38] = np.random.default_rng(0).uniform(0.1, 3, (8, 8, 8))
+    (tmp_path / "raw").mkdir()
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "raw" / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image((values > 0).astype(np.uint16) * 5, np.eye(4)), tmp_path / "raw" / "l.nii.gz")
+    model = bundle(tmp_path / "bundle", prepare=MASKED)
+    windows, maps = [], []
+    for skip in (True, False):
+        oracle.clear()
+        result = predict(model, tmp_path / "raw" / "a.nii.gz", out=tmp_path / "out", skip_empty=skip)
+        windows.append(sum(oracle))
+        maps.append(np.asarray(nibabel.load(result.outputs[0]).dataobj))
+    assert windows == [3, 9]  # they begin at 0, 4, ..., 32, and the body, 30 to 37, is seen from 24, 28 and 32
+    assert np.array_equal(*maps)
+    (tmp_path / "cohort.csv").write_text("case_id,subject_id,image,label\none,s1,raw/a.nii.gz,raw/l.nii.gz\n")
+    config = PrepareConfig.parse({**MASKED, "spacing_mm": [2.0, 1.0, 1.0]})
+    store = prepare(config, cohort=tmp_path / "cohort.csv", out=tmp_path / "store", workers=1).store
+    assert store is not None
+    oracle.clear()
+    assert len(score_stored(model, store.cases, nsd_tolerance_mm=1.0)) == 2
+    assert sum(oracle) == 2  # of 20 planes, the body is in 15 to 18: windows at 8 and 12
+
+
+def test_several_bundles_are_an_ensemble_and_its_rules_are_applied(tmp_path: Path) -> None:
+    scan = save_scan(tmp_path / "a.nii.gz")
+    models = [bundle(tmp_path / "both" / name) for name in "ab"]
+    words = ["predict", *models, scan, "-o", tmp_path / "out", "--device", "cpu"]
+    assert run_guarded(lambda: app([str(word) for word in words], standalone_mode=False)) == 0
+    plain = np.asarray(nibabel.load(tmp_path / "out" / "a.nii.gz").dataobj)
+    alone = np.asarray(nibabel.load(predict(models[0], scan, out=tmp_path / "one", device="cpu").outputs[0]).dataobj)
+    assert (plain == alone).mean() > 0.9  # twins; but a mean of probabilities is not one of scores
+    value = int(np.unique(plain[plain > 0])[0])
+    rules = {value: Rule(min_ml=1000.0)}
+    write_rules(tmp_path / "both" / NAME, rules, weights=weight_digests(open_members(tmp_path / "both")))
+    predict(tmp_path / "both", scan, out=tmp_path / "out", device="cpu")
+    cleaned = np.asarray(nibabel.load(tmp_path / "out" / "a.nii.gz").dataobj)
+    assert np.array_equal(cleaned, np.where(plain == value, 0, plain))
+    predict(tmp_path / "both", scan, out=tmp_path / "out", device="cpu", postprocess=False)
+    assert np.array_equal(np.asarray(nibabel.load(tmp_path / "out" / "a.nii.gz").dataobj), plain)
+    (tmp_path / "both" / NAME).rename(models[0] / NAME)
+    with pytest.raises(CheckpointError, match="other weights"):
+        predict(models[0], scan, out=tmp_path / "one", device="cpu")

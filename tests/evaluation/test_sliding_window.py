@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
 from medssl.errors import CaseError, CheckpointError, ConfigError
-from medssl.evaluation.sliding_window import Settings, mirrored, sliding_window, window_starts
+from medssl.evaluation.sliding_window import Settings, mirrored, score_slabs, sliding_window, window_starts
 
 
 def identity(x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +54,74 @@ def test_scores_equal_monai_where_the_starts_are_the_same() -> None:
         ours = sliding_window(padded, image[0].numpy(), window=(8, 8, 8), num_classes=2, batch=3)
         theirs = sliding_window_inference(image, (8, 8, 8), 1, padded, overlap=0.5, mode="gaussian", sigma_scale=0.125)
     np.testing.assert_allclose(ours, theirs[0].numpy(), atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(*(st.integers(1, 21),) * 3),
+    window=st.tuples(*(st.integers(3, 9),) * 3),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
+    batch=st.integers(1, 4),
+)
+def test_scores_equal_monai_with_its_own_windows(
+    shape: tuple[int, int, int], window: tuple[int, int, int], overlap: float, batch: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.randn(3, 1, 3, 3, 3, generator=generator)
+    network = lambda x: torch.nn.functional.conv3d(x, kernel, padding=1)  # zeros around a window: seams show
+    image = torch.randn(1, 1, *shape, generator=generator)
+    options = {"window": window, "num_classes": 3, "overlap": overlap, "batch": batch, "layout": "monai"}
+    ours = sliding_window(network, image[0].numpy(), **options)
+    theirs = sliding_window_inference(
+        image, window, batch, network, overlap=overlap, mode="gaussian", sigma_scale=0.125
+    )
+    np.testing.assert_allclose(ours, theirs[0].numpy(), atol=1e-4)
+
+
+def test_slabs_hold_little_more_than_a_window_and_begin_with_the_last_plane_of_the_former() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 9, 40, 7)).astype(np.float32)
+    found = []
+    whole = sliding_window(identity, image, window=(8, 8, 4), num_classes=1)
+    for slab in score_slabs(identity, image, window=(8, 8, 4), num_classes=1, settings=Settings()):
+        assert slab.axis == 1
+        assert len(slab.scores) <= 9
+        assert slab.scores.untyped_storage().nbytes() <= 4 * 9 * 9 * 7
+        expected = np.moveaxis(whole, 2, 0)[slab.start : slab.start + len(slab.scores)]
+        np.testing.assert_array_equal(slab.scores.numpy(), expected)
+        found.append((slab.start, slab.start + len(slab.scores)))
+    assert found[0][0] == 0
+    assert found[-1][1] == 40
+    assert all(after[0] == before[1] - 1 for before, after in itertools.pairwise(found))
+
+
+def test_windows_outside_the_body_are_not_seen_and_are_background() -> None:
+    image = np.ones((1, 32, 8, 8), dtype=np.float32)
+    body = np.zeros((32, 8, 8), dtype=bool)
+    body[20, 4, 4] = True
+    seen = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return torch.cat((x, x + 1, x), dim=1)
+
+    slabs = score_slabs(
+        network, image, window=(8, 8, 8), num_classes=3, settings=Settings(overlap=0.5), body=body, background=2
+    )
+    best = np.full((32, 8, 8), -1)
+    for slab in slabs:
+        best[slab.start : slab.start + len(slab.scores)] = slab.scores.argmax(dim=1).numpy()
+    assert sum(seen) == 2  # windows begin at 0, 4, ..., 24; those at 16 and 20 hold voxel 20
+    assert (best[16:28] == 1).all()
+    assert (best[:16] == 2).all()
+    assert (best[28:] == 2).all()
+
+
+def test_classes_of_two_sides_change_places_in_a_mirror_of_left_and_right() -> None:
+    x = torch.randn(1, 3, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    network = lambda x: x * torch.arange(4 * 5 * 3).reshape(3, 4, 5)
+    found = mirrored(network, ("LR",), orientation="RAS", swaps=[(1, 2)])(x)
+    flipped = network(x.flip(2)).flip(2)[:, [0, 2, 1]]
+    torch.testing.assert_close(found, (network(x) + flipped) / 2)
 
 
 def test_a_small_volume_is_padded_on_both_sides_with_the_fill() -> None:

@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medssl.engine.probe import knn_probe, linear_probe, regression_probe
+from medssl.engine.probe import (
+    knn_probe,
+    knn_shares,
+    linear_probabilities,
+    linear_probe,
+    regression_probe,
+    ridge_values,
+    uniformity,
+)
 
 
 def _clusters(n: int, *, seed: int, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
@@ -120,3 +128,40 @@ def test_sets_that_do_not_match_are_refused(rows: int) -> None:
             test_features=np.ones((rows, 2)),
             test_labels=np.ones(max(0, rows - 1), int),
         )
+
+
+def test_uniformity_is_the_mean_over_pairs_by_loops() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 4))
+    unit = [row / np.sqrt((row**2).sum()) for row in x]
+    pairs = [np.exp(-2 * ((unit[i] - unit[j]) ** 2).sum()) for i in range(9) for j in range(i)]
+    assert uniformity(x) == pytest.approx(np.log(np.mean(pairs)))
+    assert uniformity(np.ones((5, 3))) == pytest.approx(0.0)
+    assert np.isnan(uniformity(np.ones((1, 3))))
+
+
+def test_shares_and_probabilities_sum_to_one_and_tell_the_classes_of_training() -> None:
+    train, labels = _clusters(40, seed=0)
+    test, _ = _clusters(15, seed=1)
+    for classes, shares in (
+        knn_shares(train, labels, test, num_neighbours=5),
+        linear_probabilities(train, labels, test),
+    ):
+        assert classes.tolist() == [5, 6, 7]
+        assert shares.shape == (15, 3)
+        assert np.allclose(shares.sum(axis=1), 1)
+
+
+def test_standardising_hides_what_all_rows_have_in_common() -> None:
+    train, labels = _clusters(60, seed=0)
+    test, truth = _clusters(40, seed=1)
+    classes, shares = knn_shares(train + 1e4, labels, test + 1e4, num_neighbours=5, standardise=True)
+    assert (classes[shares.argmax(axis=1)] == truth).all()
+
+
+def test_ridge_is_the_closed_formula() -> None:
+    rng = np.random.default_rng(0)
+    x, y, new = rng.normal(size=(30, 3)), rng.normal(size=(30, 2)), rng.normal(size=(4, 3))
+    scaled, scaled_new = (x - x.mean(0)) / x.std(0), (new - x.mean(0)) / x.std(0)
+    weight = np.linalg.inv(scaled.T @ scaled + 0.5 * 30 * np.eye(3)) @ scaled.T @ (y - y.mean(0))
+    assert np.allclose(ridge_values(x, y, new, l2=0.5), scaled_new @ weight + y.mean(0))

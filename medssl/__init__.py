@@ -1,7 +1,8 @@
 """medssl: self-supervised learning on medical images, from raw scans to a trusted segmentation.
 
-The commands are functions of the same name: ``scan``, ``doctor``, ``convert``, ``prepare``, ``gallery``, ``pretrain``,
-``finetune``, ``predict``, ``evaluate``, ``study`` and ``demo``. Names load on first use, so that ``import medssl``
+The commands are functions of the same name: ``scan``, ``doctor``, ``convert``, ``prepare``, ``gallery``, ``plan``,
+``pretrain``, ``adopt``, ``finetune``, ``crossval``, ``postprocess``, ``predict``, ``evaluate``, ``study``, ``embed``,
+``probe``, ``similar``, ``leaks``, ``drift`` and ``demo``. Names load on first use, so that ``import medssl``
 stays light.
 """
 
@@ -23,20 +24,29 @@ _HOME = {
     "PretrainRecipe": "medssl.recipe",
     "StudyConfig": "medssl.evaluation.study",
     "Volume": "medssl.volume",
+    "adopt": "medssl.adoption",
     "convert": "medssl.data.convert",
+    "crossval": "medssl.evaluation.folds",
     "demo": "medssl.quickstart",
     "doctor": "medssl.data.doctor",
+    "drift": "medssl.evaluation.drift",
+    "embed": "medssl.evaluation.embed",
     "evaluate": "medssl.evaluation.assess",
     "finetune": "medssl.recipe",
     "gallery": "medssl.showcase.gallery",
+    "leaks": "medssl.evaluation.leakage",
     "load_bundle": "medssl.nn.bundle",
     "load_yaml": "medssl.config",
+    "plan": "medssl.blueprint.plan",
+    "postprocess": "medssl.evaluation.postprocess",
     "predict": "medssl.evaluation.predict",
     "prepare": "medssl.data.prepare",
     "pretrain": "medssl.recipe",
+    "probe": "medssl.evaluation.probing",
     "read_volume": "medssl.io",
     "resample_to": "medssl.volume",
     "scan": "medssl.data.scan",
+    "similar": "medssl.evaluation.neighbours",
     "study": "medssl.evaluation.study",
     "write_volume": "medssl.io",
 }
@@ -52,25 +62,36 @@ __all__ = [
     "PretrainRecipe",
     "StudyConfig",
     "Volume",
+    "adopt",
     "convert",
+    "crossval",
     "demo",
     "doctor",
+    "drift",
+    "embed",
     "evaluate",
     "finetune",
     "gallery",
+    "leaks",
     "load_bundle",
     "load_yaml",
+    "plan",
+    "postprocess",
     "predict",
     "prepare",
     "pretrain",
+    "probe",
     "read_volume",
     "resample_to",
     "scan",
+    "similar",
     "study",
     "write_volume",
 ]
 
 if TYPE_CHECKING:
+    from medssl.adoption import adopt
+    from medssl.blueprint.plan import plan
     from medssl.config import load_yaml
     from medssl.data.cohort import Case, Cohort
     from medssl.data.convert import convert
@@ -80,7 +101,14 @@ if TYPE_CHECKING:
     from medssl.data.store import ArrayStore
     from medssl.errors import MedSSLError
     from medssl.evaluation.assess import evaluate
+    from medssl.evaluation.drift import drift
+    from medssl.evaluation.embed import embed
+    from medssl.evaluation.folds import crossval
+    from medssl.evaluation.leakage import leaks
+    from medssl.evaluation.neighbours import similar
+    from medssl.evaluation.postprocess import postprocess
     from medssl.evaluation.predict import predict
+    from medssl.evaluation.probing import probe
     from medssl.evaluation.study import StudyConfig, study
     from medssl.geometry import Geometry
     from medssl.io import read_volume, write_volume

@@ -82,6 +82,9 @@ def scan(
     ],
     out: Out,
     table: Annotated[Path | None, typer.Option(help="CSV with case_id and any of subject_id, split, modality.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the table to keep, between commas: diagnosis,age,site.")
+    ] = None,
     modality: Annotated[str | None, typer.Option(help="CT, MR, PT, US, XR or other, for all cases.")] = None,
     keep_names: Annotated[
         bool, typer.Option("--keep-names", help="Make case and subject ids of file names, not of keyed hashes.")
@@ -116,6 +119,8 @@ def scan(
     }
     if table is not None:
         given["table"] = str(table)
+    if columns is not None:
+        given["columns"] = [name.strip() for name in columns.split(",")]
     if modality is not None:
         given["modality"] = modality
     config = ScanConfig.parse(apply_overrides(given, overrides or []), source="scan options")
@@ -219,6 +224,33 @@ def gallery(
 
 
 @app.command()
+def plan(
+    store: Annotated[Path, typer.Argument(help="Folder that `medssl prepare` wrote, with labels.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The recipe to write, a .yaml.")],
+    encoder: Annotated[Path | None, typer.Option(help="Bundle of the encoder that will be fine-tuned.")] = None,
+    minutes: Annotated[float, typer.Option(help="Minutes of training on this machine.")] = 60.0,
+    memory_gib: Annotated[
+        float | None, typer.Option(help="GiB that training may take; 70 % of what is free by default.")
+    ] = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Plan a segmentation recipe for your labels and machine, with reasons."""
+    from medssl.blueprint.fit import PlanConfig
+    from medssl.blueprint.plan import plan as run
+    from medssl.config import apply_overrides
+
+    given = apply_overrides({"minutes": minutes, "memory_gib": memory_gib}, overrides or [])
+    config = PlanConfig.parse(given, source="plan options")
+    result = run(store, out=out, encoder=encoder, config=config, dry_run=dry_run)
+    for key, value, reason in result.choices:
+        typer.echo(_lines(f"{key}: {value}" + (f"  ({reason})" if reason else "")))
+    for remark in result.remarks:
+        typer.echo(f"warning: {_lines(remark)}", err=True)
+    typer.echo(f"{'would write' if dry_run else 'wrote'} {_lines(str(out))}")
+
+
+@app.command()
 def pretrain(
     recipe: Recipe,
     store: Store,
@@ -246,7 +278,7 @@ def finetune(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a segmentation model on labelled cases."""
+    """Train on label maps, or on a column of a table."""
     from medssl.recipe import finetune as run
 
     result = run(
@@ -262,8 +294,92 @@ def finetune(
 
 
 @app.command()
+def adopt(
+    checkpoint: Annotated[Path, typer.Argument(help="A public checkpoint: .pt, .pth, .ckpt or .safetensors.")],
+    family: Annotated[
+        str, typer.Option("--as", help="Whose names its tensors have, for example voco_swin; any other word lists all.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The bundle to write.")],
+    prepare: Annotated[
+        Path | None, typer.Option(help="Recipe by which images are prepared for it, where that was not published.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a bundle of a public checkpoint; runs no code in it."""
+    from medssl.adoption import AdoptConfig
+    from medssl.adoption import adopt as run
+    from medssl.config import apply_overrides, load_yaml
+
+    given: dict[str, Any] = {"family": family, "licence": licence}
+    if prepare is not None:
+        given["prepare"] = load_yaml(prepare)
+    config = AdoptConfig.parse(apply_overrides(given, overrides or []), source="adopt options")
+    result = run(checkpoint, out=out, config=config, dry_run=dry_run)
+    for sentence in result.sentences:
+        typer.echo(_lines(sentence))
+    typer.echo(_lines(f"{'would write' if dry_run else 'wrote'} bundle: {out}"))
+
+
+@app.command()
+def crossval(
+    recipe: Recipe,
+    store: Store,
+    out: Out,
+    folds: Annotated[int, typer.Option(help="Number of folds; subjects are dealt, never split.")] = 5,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Bundle of a pretrained encoder; without it, from scratch.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the deal of subjects.")] = 0,
+    device: Annotated[str, typer.Option(help="Of scoring: auto, cpu, cuda or cuda:N.")] = "auto",
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train one model a fold and score each on unseen subjects."""
+    from medssl.evaluation.folds import crossval as run
+
+    result = run(
+        recipe,
+        store=store,
+        out=out,
+        folds=folds,
+        encoder=encoder,
+        overrides=overrides or [],
+        seed=seed,
+        device=device,
+        dry_run=dry_run,
+    )
+    for line in result.sentences():
+        typer.echo(line)
+    typer.echo(_lines(f"{'would write' if dry_run else 'wrote'} an ensemble: {out}"))
+
+
+@app.command()
+def postprocess(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that `medssl finetune` left, or folder of an ensemble.")],
+    store: Store,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Choose on the split val how label maps are cleaned."""
+    from medssl.config import apply_overrides
+    from medssl.evaluation.postprocess import PostprocessConfig
+    from medssl.evaluation.postprocess import postprocess as run
+
+    config = PostprocessConfig.parse(apply_overrides({}, overrides or []), source="postprocess options")
+    result = run(bundle, store=store, config=config, dry_run=dry_run)
+    for line in result.sentences():
+        typer.echo(line)
+    typer.echo(_lines(f"{'would write' if dry_run else 'wrote'} {result.path}"))
+
+
+@app.command()
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle that `medssl finetune` left.")],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(help="Bundle that `medssl finetune` left; several, or a folder of them, are an ensemble."),
+    ],
     scans: Annotated[Path, typer.Argument(help="A scan, a folder of scans, or the cohort.csv of a scan.")],
     out: Out,
     overlap: Annotated[float, typer.Option(help="Share by which neighbouring windows overlap, in [0, 0.9].")] = 0.5,
@@ -273,35 +389,49 @@ def predict(
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Write one label map a scan, on the scan's own grid."""
+    """Write one label map a scan, on its own grid; or a table."""
     from medssl.config import apply_overrides
     from medssl.evaluation.predict import PredictConfig
     from medssl.evaluation.predict import predict as run
 
     given = {"overlap": overlap, "xform": xform, "assume_spacing_mm": assume_spacing}
     config = PredictConfig.parse(apply_overrides(given, overrides or []), source="predict options")
+    bundle = bundles if len(bundles) > 1 else bundles[0]
     result = run(bundle, scans, out=out, device=device, dry_run=dry_run, **config.model_dump())
-    _close(result.ledger, "label maps", out, dry_run=dry_run, see=[out / "refused.csv"])
+    made = "a table" if {path.suffix for path in result.outputs} == {".csv"} else "label maps"
+    _close(result.ledger, made, out, dry_run=dry_run, see=[out / "refused.csv"])
 
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of predicted label maps, or predictions.csv of classes or numbers.")
+    ],
     labels: Annotated[
         Path,
-        typer.Argument(help="Folder of reference label maps of the same names, or the cohort.csv that was predicted."),
+        typer.Argument(
+            help="Folder of reference label maps of the same names, or the cohort.csv that was predicted; for "
+            "predictions.csv a table with the truth."
+        ),
     ],
     out: Out,
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure Dice, surface Dice and HD95 in mm."""
+    """Measure Dice, surface Dice and HD95 in mm; AUROC, calibration or error of a table (--set column=...)."""
     from medssl.config import apply_overrides
-    from medssl.evaluation.assess import EvaluateConfig
+    from medssl.evaluation.assess import EvaluateConfig, EvaluateResult
     from medssl.evaluation.assess import evaluate as run
+    from medssl.evaluation.judge import JudgeConfig, JudgeResult, judge
 
-    config = EvaluateConfig.parse(apply_overrides({}, overrides or []), source="evaluate options")
-    result = run(predictions, labels, out=out, config=config, dry_run=dry_run)
+    given = apply_overrides({}, overrides or [])
+    result: EvaluateResult | JudgeResult
+    if predictions.suffix.lower() == ".csv":
+        judging = JudgeConfig.parse(given, source="evaluate options")
+        result = judge(predictions, labels, out=out, config=judging, dry_run=dry_run)
+    else:
+        config = EvaluateConfig.parse(given, source="evaluate options")
+        result = run(predictions, labels, out=out, config=config, dry_run=dry_run)
     for line in result.sentences():
         typer.echo(line)
     _close(result.ledger, "metrics", out, dry_run=dry_run, see=[out / "refused.csv"])
@@ -322,6 +452,109 @@ def study(
     for line in result.sentences:
         typer.echo(line)
     typer.echo(f"{'would write' if dry_run else 'wrote'} {out}")
+
+
+@app.command()
+def embed(
+    bundle: Annotated[Path, typer.Argument(help="Bundle of an encoder, or of what was fine-tuned from one.")],
+    store: Store,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .parquet to write.")],
+    level: Annotated[str, typer.Option(help="One vector a volume, slice or patch.")] = "volume",
+    scratch: Annotated[bool, typer.Option("--scratch", help="Fresh weights instead, as a control.")] = False,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write the features of every case, slice or patch to a table."""
+    from medssl.config import apply_overrides
+    from medssl.evaluation.embed import EmbedConfig
+    from medssl.evaluation.embed import embed as run
+
+    given = apply_overrides({"level": level, "scratch": scratch}, overrides or [])
+    result = run(bundle, store=store, out=out, config=EmbedConfig.parse(given, source="embed options"), dry_run=dry_run)
+    _close(result.ledger, f"{result.rows} vectors of {result.dimensions} numbers", out, dry_run=dry_run)
+
+
+@app.command()
+def probe(
+    embeddings: Annotated[Path, typer.Argument(help="Table that `medssl embed` wrote.")],
+    facts: Annotated[Path, typer.Option(help="CSV with case_id and the column, or a store that has it.")],
+    target: Annotated[str, typer.Option(help="Column to be read.")],
+    out: Out,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """What do the features know of a column, and of the scanner?"""
+    from medssl.config import apply_overrides
+    from medssl.evaluation.probing import ProbeConfig
+    from medssl.evaluation.probing import probe as run
+
+    config = ProbeConfig.parse(apply_overrides({}, overrides or []), source="probe options")
+    result = run(embeddings, facts=facts, target=target, out=out, config=config, dry_run=dry_run)
+    for sentence in result.sentences:
+        typer.echo(_lines(sentence))
+    typer.echo(_lines(f"{'would write' if dry_run else 'wrote'} {out}"))
+
+
+@app.command()
+def similar(
+    embeddings: Annotated[Path, typer.Argument(help="Table that `medssl embed` wrote.")],
+    case: Annotated[str, typer.Option(help="Case id.")],
+    top: Annotated[int, typer.Option(help="How many.")] = 10,
+    others_only: Annotated[bool, typer.Option("--others-only", help="No other image of the same subject.")] = False,
+    store: Annotated[Path | None, typer.Option(help="The store that was embedded, for pictures.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The .html to write; else only printed.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Find the cases most similar to one."""
+    from medssl.evaluation.neighbours import similar as run
+
+    result = run(embeddings, case=case, top=top, others_only=others_only, store=store, out=out, dry_run=dry_run)
+    for row in result.table.to_dict("records"):
+        typer.echo(_lines(f"{row['rank']:>3}  {row['cosine']:+.3f}  {row['case_id']}  {row['subject_id']}"))
+    for path in result.written:
+        typer.echo(_lines(f"wrote {path}"))
+
+
+@app.command()
+def leaks(
+    first: Annotated[Path, typer.Argument(help="What is trained on: a store, a cohort.csv, or a table of embeddings.")],
+    second: Annotated[Path, typer.Argument(help="What is tested on: another of the same kind.")],
+    out: Out,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Is an image of one set, or a copy of it, in the other?"""
+    from medssl.config import apply_overrides
+    from medssl.evaluation.leakage import LeaksConfig
+    from medssl.evaluation.leakage import leaks as run
+
+    config = LeaksConfig.parse(apply_overrides({}, overrides or []), source="leaks options")
+    result = run(first, second, out=out, config=config, dry_run=dry_run)
+    for sentence in result.sentences:
+        typer.echo(_lines(sentence))
+    if dry_run:
+        typer.echo(_lines(f"would write {out}"))
+        return
+    _close(result.ledger, "comparison", out, dry_run=dry_run, see=[out / "report.html", out / "leaks.csv"])
+
+
+@app.command()
+def drift(
+    reference: Annotated[Path, typer.Argument(help="Embeddings of the store that was trained on.")],
+    new: Annotated[Path, typer.Argument(help="Embeddings of new images, by the same bundle.")],
+    out: Out,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Do new images look like those that were trained on?"""
+    from medssl.config import apply_overrides
+    from medssl.evaluation.drift import DriftConfig
+    from medssl.evaluation.drift import drift as run
+
+    config = DriftConfig.parse(apply_overrides({}, overrides or []), source="drift options")
+    for sentence in run(reference, new, out=out, config=config, dry_run=dry_run).sentences:
+        typer.echo(_lines(sentence))
+    typer.echo(_lines(f"{'would write' if dry_run else 'wrote'} {out}"))
 
 
 @app.command()

@@ -206,7 +206,14 @@ E_TABLE  A line of a CSV cannot be understood. -> Correct the line; save as UTF-
 E_NO_TABLE  The table that was named is not there. -> Give its path.
 E_DUPLICATE_ID  A case id occurs twice. -> Rename one.
 E_KEY  The file of pseudonyms holds no key. -> Give the pseudonyms.json of an earlier scan, or move it away.
-E_LEAK  A person is in more than one split, so the test would be no test. -> Correct the split column.
+E_LEAK  A person is in more than one split, or an image or its copy in two sets, so the test would be no test.
+    -> Correct the split column; leave the copies out of one of the sets.
+E_NO_CASE  There is no case of this id among those embedded. -> Take an id of the store's index.csv.
+E_SAME_SET  A set would be compared with itself. -> Give two sets, or two splits of one.
+E_KINDS  The two sets cannot be compared: embeddings of one bundle belong together, images with images.
+    -> Embed both with the same bundle and options, or give two stores or two cohorts.
+E_TARGET  A column to learn is not there, or says what cannot be learned.
+    -> Name a column that was kept at the scan, correct its values, or split anew.
 E_MODALITY  The images are of another modality than the preparation or the augmentation is for, or it is not known.
     -> Take the recipe of that modality, with a store of its own; set modality in the preparation.
 E_SPATIAL_DIMS  A volume, where the preparation or an augmentation is for images of one slice, or the reverse.
@@ -237,6 +244,8 @@ E_DIGEST  A file has changed since it was written. -> Restore it, or make it ane
 E_SAMPLE  A case could not be read while training. -> Check the store; prepare it again.
 E_WORKER  A process that loads data ended. -> Free memory or use fewer workers; then run the same command again.
 E_CONTRACT  Image and network do not fit in channels, spacing or unit. -> Prepare as the bundle's passport says.
+E_PICKLE  A checkpoint can only be read by running code that is in it, which medssl never does.
+    -> Save the state_dict alone with the software that it comes from, as safetensors or with torch.save.
 E_WEIGHTS  Weights do not fit the network. -> Take the bundle that belongs to this recipe.
 E_MIRROR  A mirror where left and right, front and back or head and foot are different, or where nobody said what the
     images show. -> Leave the mirror out, or set region in the preparation.
@@ -249,6 +258,8 @@ E_CHANNELS  The images, or some of them, have another number of channels than is
     -> Leave out augments of colours for grey images; prepare with channels: 1 or 3 where both are mixed.
 E_PRESET_CONFLICT  Two augmentation presets are for different images, or would do the same thing twice.
     -> Take one of them; leave single augmentations out with without.
+E_FOLD  A fold of a cross-validation would have no subject, or none with one of the structures.
+    -> Take fewer folds, another seed, or leave the structure out of the labels.
 E_CROP  Most of each crop would lie outside the volumes. -> Make crop_voxels or crop_mm smaller.
 E_GROUP  An augmentation mixes images in groups, and the batch is not made of whole groups.
     -> Make train.batch_size a multiple of group.
@@ -259,6 +270,7 @@ E_ATLAS  The atlas.json of a store is not sound. -> Write it anew, or remove it 
 E_NO_ATLAS  Atlas coordinates are asked for, and the case is not registered to an atlas. -> Take body coordinates.
 E_NO_OVERLAP  A crop overlaps none of those that it is compared with. -> Use larger crops or volumes.
 E_STATISTICS  Too few values for this statistic. -> Add subjects or seeds.
+E_ONE_CLASS  A threshold needs cases of both classes, and there is one. -> Add cases of the other, or keep 0.5.
 E_COLLAPSE  The encoder gives the same answer for everything.
     -> Lower the learning rate, or change the method's options.
 E_TRAINING  Training gave values that cannot be trusted. -> Resume from the last good checkpoint; lower the rate.

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from medssl.config import load_yaml
+from medssl.data.cohort import Cohort
 from medssl.data.prepare import PrepareConfig, prepare
 from medssl.data.scan import ScanConfig, scan
 from medssl.evaluation.study import StudyConfig, study
@@ -34,8 +36,28 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scan(folder, folder / "out" / "cohort.csv", config=ScanConfig.parse({"modality": "US", "workers": 1})).path
 
 
+def tell(cohort: Path) -> None:
+    """Facts beside a cohort: two classes in every split that has two cases, and a number."""
+    lines = ["case_id,diagnosis,malignant,age"]
+    for split in ("train", "val", "test"):
+        for number, case in enumerate(Cohort.from_csv(cohort).select(split=split)):  # type: ignore[arg-type]
+            lines.append(f"{case.case_id},{'ab'[number % 2]},{number % 2},{40 + number}")
+    cohort.with_name("facts.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def phantom_store(phantoms: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms with facts."""
+    folder = tmp_path_factory.mktemp("told")
+    Cohort.from_csv(phantoms.cohort).to_csv(folder / "cohort.csv")
+    tell(folder / "cohort.csv")
+    prepare(PrepareConfig.parse(tiny.PREPARE), cohort=folder / "cohort.csv", out=folder / "store", workers=1)
+    return folder / "store"
+
+
 @pytest.fixture(scope="module")
 def picture_store(pictures: Path) -> Path:
+    tell(pictures)
     store = pictures.parent / "store"
     config = PrepareConfig.parse(load_yaml(CONFIGS / "prepare" / "picture.yaml"))
     prepare(config, cohort=pictures, out=store, workers=1)
@@ -90,8 +112,10 @@ def test_a_pretraining_recipe_takes_a_step(path: Path, phantoms: Any, picture_st
 
 
 @pytest.mark.parametrize("path", files("finetune"))
-def test_a_fine_tuning_recipe_takes_a_step(path: Path, phantoms: Any, picture_store: Path, tmp_path: Path) -> None:
-    store = picture_store if path.stem.endswith("_2d") else phantoms.store
+def test_a_fine_tuning_recipe_takes_a_step(
+    path: Path, phantom_store: Path, picture_store: Path, tmp_path: Path
+) -> None:
+    store = picture_store if path.stem.endswith("_2d") else phantom_store
     overrides = list(SMOKE)
     if load_yaml(path)["task"].get("augment") == {"preset": "ct_light"}:
         overrides.append("task.augment={preset: mr_light}")

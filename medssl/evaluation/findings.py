@@ -46,16 +46,29 @@ def without_true_negatives(results: pd.DataFrame) -> tuple[pd.DataFrame, list[st
 
 def _grid(results: pd.DataFrame, arm: str, budget: int) -> pd.DataFrame:
     """Dice of one arm at one budget, mean over structures: one row a seed, one column a test case."""
-    part = results[(results["arm"] == arm) & (results["budget"] == budget)]
-    return part.pivot_table(index="seed", columns=["subject_id", "case_id"], values="dice", aggfunc="mean").sort_index(
-        axis=1
-    )
+    return _pivot(results[(results["arm"] == arm) & (results["budget"] == budget)])
 
 
 def _p_subjects(difference: pd.DataFrame) -> float:
     """P of a permutation test that swaps the arms subject by subject, for the seeds at hand."""
     means = difference.mean(axis=0)
     return paired_permutation_test(means.to_numpy(), np.zeros(len(means)), _subjects(difference))
+
+
+def mean_of_runs(rows: pd.DataFrame) -> CrossedMean:
+    """Mean Dice over seeds and subjects of one arm under one condition, with its interval.
+
+    Args:
+        rows: ``seed, subject_id, case_id, dice``, one row a structure.
+    """
+    return _mean(_pivot(rows))
+
+
+def _pivot(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a seed, one column a test case: Dice, mean over structures."""
+    return rows.pivot_table(index="seed", columns=["subject_id", "case_id"], values="dice", aggfunc="mean").sort_index(
+        axis=1
+    )
 
 
 def _subjects(grid: pd.DataFrame) -> list[str]:

@@ -8,11 +8,9 @@ paired: same subject, same labels, same seed.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +22,19 @@ from pydantic import Field, JsonValue, model_validator
 from medssl.config import Config, apply_overrides, dump_yaml, load_yaml
 from medssl.data.store import ArrayStore
 from medssl.errors import ConfigError, NoInputError
+from medssl.evaluation.budgets import publish_budgets
+from medssl.evaluation.claims import Claim
 from medssl.evaluation.findings import compare_arms, findings, summarise_arms, without_true_negatives
-from medssl.evaluation.predict import score_stored
-from medssl.io import digest
-from medssl.progress import track
-from medssl.recipe import FinetuneRecipe, finetune, labelled_subjects, pretrain
-from medssl.report.figures import label_curve
-from medssl.report.page import Section, write_report
-from medssl.runfolder import RunFolder, atomic_write
+from medssl.evaluation.robustness import RobustnessConfig, summarise_corruptions, summarise_sites
+from medssl.evaluation.runs import Run, execute, read_table
+from medssl.evaluation.study_page import StudyTables, write_study
+from medssl.recipe import FinetuneRecipe, finetune, pretrain
+from medssl.runfolder import Journal, RunFolder, atomic_write
+from medssl.selection import labelled_subjects
 
 Budget = int | Literal["all"]
+
+_MINE = ("workers", "share")
 
 
 class ArmConfig(Config):
@@ -71,6 +72,10 @@ class StudyConfig(Config):
         nsd_tolerance_mm: Tolerance of the surface Dice.
         margin: Dice by which an arm may fall short and still count as equal.
         workers: Runs at the same time, each with its share of the cores.
+        share: Several machines that see the folder of the study call the same command and share its runs; each run is
+            done once, and a machine that dies gives its run back.
+        site: Column of the user's table (named at scan) by which test scores are told apart, such as the hospital.
+        robustness: Corrupted copies of the test images that finished models are tried on.
     """
 
     finetune: str | dict[str, JsonValue]
@@ -84,6 +89,9 @@ class StudyConfig(Config):
     nsd_tolerance_mm: float = Field(1.0, gt=0)
     margin: float = Field(0.005, ge=0)
     workers: int = Field(1, ge=1)
+    share: bool = False
+    site: str | None = None
+    robustness: RobustnessConfig | None = None
 
     @model_validator(mode="after")
     def _reference_is_scratch(self) -> StudyConfig:
@@ -104,23 +112,6 @@ class StudyResult:
     comparisons: pd.DataFrame
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One fine-tuning run of the study: everything a worker needs."""
-
-    arm: str
-    budget: int
-    seed: int
-    trial: int
-    split: Literal["val", "test"]
-    recipe: str
-    store: str
-    encoder: str | None
-    folder: str
-    nsd_tolerance_mm: float
-    threads: int
-
-
 def study(
     config: Path | Mapping[str, Any],
     *,
@@ -135,7 +126,8 @@ def study(
         config: YAML file or mapping of a :class:`StudyConfig`.
         store: What ``prepare`` wrote; needs labelled cases in the splits train and test.
         out: Gets ``results.csv`` (a line a case, structure and run), ``summary.csv``, ``comparisons.csv``,
-            ``label_curve.png``, ``report.html`` and the runs themselves.
+            ``label_curve.png``, ``report.html``, ``splits/`` (the cases of each budget, to publish) and the runs
+            themselves; with ``robustness`` and ``site`` the tables of those too.
         overrides: ``key=value`` strings on top of the configuration.
         dry_run: Check everything and say what would run, but write nothing.
 
@@ -151,30 +143,70 @@ def study(
     for trial in plan.trials:
         FinetuneRecipe.parse(apply_overrides(recipe, trial), source=f"{source}: finetune")
     budgets = _budgets(plan, store)
+    _check_tables(plan, ArrayStore.open(store))
     for arm in plan.arms.values():
         _check_arm(arm, plan.trials, recipe, home, store=store)
     sizes = f"{len(plan.arms)} arms x {len(budgets)} budgets x {len(plan.seeds)} seeds"
     if dry_run:
         return StudyResult((f"would run {sizes}",), out / "report.html", pd.DataFrame(), pd.DataFrame())
-    with RunFolder(out) as run:
-        run.write_recipe({**plan.to_dict(), "finetune": recipe})
-        encoders = {name: _encoder(arm, home, store=store, out=out) for name, arm in plan.arms.items()}
+    with _start(plan, recipe, out):
+        publish_budgets(out / "splits", ArrayStore.open(store), budgets=budgets, seeds=plan.seeds)
+        encoders = {name: _encoder(arm, home, store=store, out=out, plan=plan) for name, arm in plan.arms.items()}
         make = _Runs(plan, recipe, store, out, encoders)
-        chosen = _tune(plan, make, budgets, run)
+        chosen = _tune(plan, make, budgets, out)
         runs = [
             make(arm, budget, seed, trial=chosen[arm], split="test")
             for budget in budgets
             for seed in plan.seeds
             for arm in plan.arms
         ]
-        results = pd.concat(list(_execute(runs, plan.workers, "study")), ignore_index=True)
-        counted, left_out = without_true_negatives(results)
-        summary = summarise_arms(counted, plan)
-        comparisons = compare_arms(counted, plan)
-        sentences = (*_tuning_sentence(plan, chosen), *left_out, *findings(counted, comparisons, plan))
-        report = _write(out, plan, results=results, summary=summary, comparisons=comparisons, sentences=sentences)
-        run.journal.log(command="study", runs=len(runs), findings=list(sentences))
-    return StudyResult(sentences, report, summary, comparisons)
+        results = _in_order(execute(runs, plan.workers, "study"), plan)
+        with Claim(out / "report.claim").wait():
+            return _conclude(plan, results, runs, store=ArrayStore.open(store), out=out, chosen=chosen)
+
+
+def _conclude(
+    plan: StudyConfig, results: pd.DataFrame, runs: Sequence[Run], *, store: ArrayStore, out: Path,
+    chosen: Mapping[str, int],
+) -> StudyResult:  # fmt: skip
+    counted, left_out = without_true_negatives(results)
+    comparisons = compare_arms(counted, plan)
+    sentences = (*_tuning_sentence(plan, chosen), *left_out, *findings(counted, comparisons, plan))
+    tried = [run for run in runs if run.robustness is not None]
+    corrupted = pd.concat([read_table(run, "robustness") for run in tried], ignore_index=True) if tried else None
+    tables = StudyTables(
+        results=results,
+        summary=summarise_arms(counted, plan),
+        comparisons=comparisons,
+        corrupted=corrupted,
+        severities=None if corrupted is None else summarise_corruptions(corrupted, clean=counted, arms=list(plan.arms)),
+        sites=None if plan.site is None else summarise_sites(counted, store, column=plan.site, arms=list(plan.arms)),
+    )
+    report = write_study(out, plan, tables, sentences)
+    with contextlib.closing(Journal(out / "journal.jsonl")) as journal:
+        journal.log(command="study", runs=len(runs), findings=list(sentences))
+    return StudyResult(sentences, report, tables.summary, comparisons)
+
+
+@contextlib.contextmanager
+def _start(plan: StudyConfig, recipe: Mapping[str, Any], out: Path) -> Iterator[None]:
+    """Hold the folder alone, or agree with the machines that share it on what is run."""
+    resolved = {**plan.to_dict(), "finetune": dict(recipe)}
+    if not plan.share:
+        with RunFolder(out) as run:
+            run.write_recipe(resolved)
+            yield
+        return
+    with Claim(out / "recipe.claim").wait():
+        path = out / "recipe.yaml"
+        ours = _same_for_all(resolved)
+        if path.exists() and _same_for_all(load_yaml(path)) != ours:
+            raise ConfigError(
+                f"{out}: another machine runs another study here. Give both the same recipe, or another folder.",
+                code="E_RESUME_DIFF",
+            )
+        atomic_write(path, dump_yaml(resolved))
+    yield
 
 
 class _Runs:
@@ -184,19 +216,29 @@ class _Runs:
         self, plan: StudyConfig, recipe: Mapping[str, Any], store: Path, out: Path, encoders: Mapping[str, Path | None]
     ) -> None:
         self._plan, self._recipe, self._store, self._out, self._encoders = plan, recipe, store, out, encoders
+        self._largest = max(_budgets(plan, store))
 
-    def __call__(self, arm: str, budget: int, seed: int, *, trial: int, split: Literal["val", "test"]) -> _Run:
+    def __call__(self, arm: str, budget: int, seed: int, *, trial: int, split: Literal["val", "test"]) -> Run:
         recipe = _arm_recipe(self._recipe, self._plan.trials[trial], self._plan.arms[arm])
         recipe = {**recipe, "seed": seed, "num_labelled": budget, "label_draw": seed}
         encoder = self._encoders[arm]
-        return _Run(
+        return Run(
             arm=arm, budget=budget, seed=seed, trial=trial, split=split, recipe=json.dumps(recipe),
             store=str(self._store),
             encoder=None if encoder is None else str(encoder),
             folder=str(self._out / "runs" / f"{arm}-{budget}-{seed}-{trial}"),
             nsd_tolerance_mm=self._plan.nsd_tolerance_mm,
             threads=max(1, torch.get_num_threads() // self._plan.workers),
+            share=self._plan.share,
+            robustness=self._corruptions(budget, split),
         )  # fmt: skip
+
+    def _corruptions(self, budget: int, split: str) -> str | None:
+        """What the model is tried on: that of the largest budget, unless others are named."""
+        asked = self._plan.robustness
+        if asked is None or split != "test" or budget not in (asked.budgets or (self._largest,)):
+            return None
+        return json.dumps(asked.to_dict())
 
 
 def _budgets(plan: StudyConfig, store: Path) -> tuple[int, ...]:
@@ -211,6 +253,17 @@ def _budgets(plan: StudyConfig, store: Path) -> tuple[int, ...]:
     if largest > total:
         raise ConfigError(f"study: budget {largest} exceeds the {total} labelled training subjects of {store}.")
     return budgets
+
+
+def _check_tables(plan: StudyConfig, store: ArrayStore) -> None:
+    cases = store.select(split="test", labelled=True)
+    if plan.site is not None and not any(plan.site in case.facts for case in cases):
+        raise ConfigError(
+            f"study: no test case of {store.path} has a column {plan.site} in its facts. Name the column at scan "
+            "(--columns) and prepare again, or leave site out."
+        )
+    if plan.robustness is not None:
+        plan.robustness.for_case(cases[0])
 
 
 def _arm_recipe(recipe: Mapping[str, Any], trial: Iterable[str], arm: ArmConfig) -> dict[str, Any]:
@@ -229,15 +282,17 @@ def _check_arm(
         finetune(tried, store=store, out=Path(), encoder=encoder, dry_run=True)
 
 
-def _encoder(arm: ArmConfig, home: Path, *, store: Path, out: Path) -> Path | None:
+def _encoder(arm: ArmConfig, home: Path, *, store: Path, out: Path, plan: StudyConfig) -> Path | None:
     if arm.bundle is not None:
         return home / arm.bundle
     if arm.pretrain is not None:
-        return pretrain(home / arm.pretrain, store=store, out=out / "pretrain" / Path(arm.pretrain).stem).bundle
+        folder = out / "pretrain" / Path(arm.pretrain).stem
+        with Claim(folder.with_suffix(".claim")).wait() if plan.share else contextlib.nullcontext():
+            return pretrain(home / arm.pretrain, store=store, out=folder).bundle
     return None
 
 
-def _tune(plan: StudyConfig, make: _Runs, budgets: Sequence[int], run: RunFolder) -> dict[str, int]:
+def _tune(plan: StudyConfig, make: _Runs, budgets: Sequence[int], out: Path) -> dict[str, int]:
     """Trial that each arm does best with on the validation split."""
     if len(plan.trials) == 1:
         return dict.fromkeys(plan.arms, 0)
@@ -249,48 +304,25 @@ def _tune(plan: StudyConfig, make: _Runs, budgets: Sequence[int], run: RunFolder
         for trial in range(len(plan.trials))
         for seed in plan.tune_seeds
     ]
-    table = pd.concat(list(_execute(runs, plan.workers, "tuning")), ignore_index=True)
+    table = _in_order(execute(runs, plan.workers, "tuning"), plan)
     table, _ = without_true_negatives(table)
     scores = table.groupby(["arm", "trial"], as_index=False)["dice"].mean()
-    atomic_write(run.path / "tuning.csv", scores.to_csv(index=False))
+    atomic_write(out / "tuning.csv", scores.to_csv(index=False))
     best = scores.loc[scores.groupby("arm")["dice"].idxmax()]
     return {str(row.arm): int(row.trial) for row in best.itertuples()}
 
 
-def _execute(runs: Sequence[_Run], workers: int, label: str) -> Iterator[pd.DataFrame]:
-    """Score every run, some at the same time; each leaves its own result, so nothing is done twice."""
-    if workers == 1:
-        yield from (_score(run) for run in track(runs, label))
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(_score, run) for run in runs]
-        try:
-            yield from (future.result() for future in track(as_completed(futures), label, total=len(futures)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _in_order(tables: Iterable[pd.DataFrame], plan: StudyConfig) -> pd.DataFrame:
+    """All rows in the order of the plan, whoever made them and when."""
+    found = pd.concat(list(tables), ignore_index=True)
+    place = found["arm"].map({arm: index for index, arm in enumerate(plan.arms)})
+    keys = [name for name in ("budget", "seed", "trial", "case_id", "label") if name in found]
+    return found.assign(_place=place).sort_values(["_place", *keys], ignore_index=True).drop(columns="_place")
 
 
-def _score(run: _Run) -> pd.DataFrame:
-    """Fine-tune and score one run, or read what an earlier call left."""
-    store, folder = ArrayStore.open(Path(run.store)), Path(run.folder)
-    encoder = Path(run.encoder) if run.encoder else None
-    origin = digest(encoder / "digests.json") if encoder else "scratch"
-    told = f"{run.recipe} {store.fingerprint} {origin} {run.nsd_tolerance_mm}"
-    stamp = hashlib.sha256(told.encode()).hexdigest()
-    done, mark = folder / f"scores-{run.split}.csv", folder / f"scores-{run.split}.sha256"
-    if done.exists() and mark.exists() and mark.read_text() == stamp:
-        return pd.read_csv(done, dtype={"case_id": str, "subject_id": str})
-    torch.set_num_threads(run.threads)
-    result = finetune(json.loads(run.recipe), store=store.path, out=folder, encoder=encoder)
-    cases = store.select(split=run.split, labelled=True)
-    table = score_stored(result.bundle, cases, nsd_tolerance_mm=run.nsd_tolerance_mm, device="auto")
-    for name in ("trial", "seed", "budget", "arm"):
-        table.insert(0, name, getattr(run, name))
-    atomic_write(done, table.to_csv(index=False))
-    atomic_write(mark, stamp)
-    return table
+def _same_for_all(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What all machines of a study must agree on."""
+    return {key: value for key, value in recipe.items() if key not in _MINE}
 
 
 def _tuning_sentence(plan: StudyConfig, chosen: Mapping[str, int]) -> list[str]:
@@ -298,30 +330,3 @@ def _tuning_sentence(plan: StudyConfig, chosen: Mapping[str, int]) -> list[str]:
         return []
     picks = "; ".join(f"{arm}: {' '.join(plan.trials[trial]) or 'as written'}" for arm, trial in chosen.items())
     return [f"Each arm tried {len(plan.trials)} settings and kept its best on the validation split ({picks})."]
-
-
-def _write(
-    out: Path, plan: StudyConfig, *, results: pd.DataFrame, summary: pd.DataFrame, comparisons: pd.DataFrame,
-    sentences: Sequence[str],
-) -> Path:  # fmt: skip
-    atomic_write(out / "results.csv", results.to_csv(index=False))
-    atomic_write(out / "summary.csv", summary.to_csv(index=False))
-    atomic_write(out / "comparisons.csv", comparisons.to_csv(index=False))
-    curves: dict[str, list[tuple[int, float, float, float]]] = {arm: [] for arm in plan.arms}
-    for row in summary.to_dict("records"):
-        curves[row["arm"]].append((row["labelled_subjects"], row["dice"], row["low"], row["high"]))
-    picture = label_curve(curves, title="Test Dice, mean over structures")
-    atomic_write(out / "label_curve.png", picture)
-    how = (
-        f"{len(plan.seeds)} seeds; a seed draws the label subset, the weights of new layers and the order of data. "
-        "Intervals are 95 % and take seeds and test subjects as drawn at random; they and p are of paired differences "
-        "wherever two arms are compared. p_subjects swaps the arms subject by subject, for the seeds at hand. No p is "
-        "corrected for the number of comparisons."
-    )
-    sections = [
-        Section("Findings", [*sentences, how], pictures={"Dice against labelled subjects": picture}),
-        Section("Scores", table=summary.to_dict("records")),  # type: ignore[arg-type]
-        Section("Comparisons", table=comparisons.to_dict("records")),  # type: ignore[arg-type]
-        Section("Recipe", dump_yaml(plan.to_dict()).splitlines()),
-    ]
-    return write_report(out / "report.html", "Does pretraining help? A label-savings study", sections=sections)

@@ -18,28 +18,37 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def label_curve(
-    curves: Mapping[str, Sequence[tuple[int, float, float, float]]], *, ylabel: str = "Dice", title: str = ""
+    curves: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    *,
+    xlabel: str = "labelled subjects",
+    ylabel: str = "Dice",
+    title: str = "",
+    log: bool = True,
 ) -> bytes:
-    """Draw a score against the number of labelled subjects, one line an arm, with intervals.
+    """Draw a score against the number of labelled subjects, or against a severity, one line an arm, with intervals.
 
     Args:
         curves: Arm to points (number of labelled subjects, score, lower bound, upper bound).
+        xlabel: Name of the number.
         ylabel: Name of the score.
         title: Above the plot.
+        log: Whether equal ratios of the number are equally far apart.
     """
     figure = Figure(figsize=(7.0, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     budgets = sorted({point[0] for points in curves.values() for point in points})
     for place, (arm, points) in enumerate(curves.items()):
-        shift = 1.0 + 0.02 * (place - (len(curves) - 1) / 2)  # keeps intervals of equal budgets apart
-        x = np.array([point[0] for point in points]) * shift
+        shift = 0.02 * (place - (len(curves) - 1) / 2)  # keeps intervals of equal budgets apart
+        numbers = np.array([point[0] for point in points])
+        x = numbers * (1 + shift) if log else numbers + shift
         y, low, high = (np.array([point[k] for point in points]) for k in (1, 2, 3))
         colour = _COLOURS[place % len(_COLOURS)]
         axes.errorbar(x, y, yerr=(y - low, high - y), marker="o", capsize=3, color=colour, label=arm)
-    axes.set_xscale("log")
+    if log:
+        axes.set_xscale("log")
     axes.set_xticks(budgets, [str(budget) for budget in budgets])
     axes.minorticks_off()
-    axes.set(xlabel="labelled subjects", ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return _png(figure)

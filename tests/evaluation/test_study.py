@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -18,6 +19,7 @@ import tiny
 from medssl.config import load_yaml
 from medssl.data.store import ArrayStore
 from medssl.errors import CheckpointError, ConfigError, NoInputError
+from medssl.evaluation import runs
 from medssl.evaluation import study as module
 from medssl.evaluation.findings import compare_arms, findings, summarise_arms, without_true_negatives
 from medssl.evaluation.study import StudyConfig, study
@@ -38,6 +40,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dry_run, "trained again"
 
     monkeypatch.setattr(module, "finetune", refuse)
+    monkeypatch.setattr(runs, "finetune", refuse)
 
 
 def table(
@@ -280,13 +283,13 @@ def test_only_the_runs_that_are_missing_are_made(
 ) -> None:
     _, home, result = finished
     made: list[Path] = []
-    finetune = module.finetune
+    finetune = runs.finetune
 
     def counting(*args: Any, out: Path, dry_run: bool = False, **options: Any) -> Any:
         made.extend([] if dry_run else [out])
         return finetune(*args, out=out, dry_run=dry_run, **options)
 
-    monkeypatch.setattr(module, "finetune", counting)
+    monkeypatch.setattr(runs, "finetune", counting)
     lost = home / "out" / "runs" / "mae-2-1-0"
     before = pd.read_csv(lost / "scores-test.csv")
     (lost / "scores-test.sha256").unlink()
@@ -322,7 +325,7 @@ def test_every_arm_chooses_its_trial_on_the_validation_split(
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
-    monkeypatch.setattr(module, "_score", score)
+    monkeypatch.setattr(runs, "_score", score)
     monkeypatch.setattr(module, "_check_arm", lambda *_, **__: None)
     config = plan(
         arms={"scratch": {}, "voco": {"bundle": "x"}}, budgets=["all", 2],
@@ -348,17 +351,126 @@ def test_every_arm_chooses_its_trial_on_the_validation_split(
     assert {line[2] for line in scored if line[1] == "val"} == {3}
 
 
+class Piece:
+    """Stands for a run that only has a number."""
+
+    share = False
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def test_several_workers_score_every_run_and_one_fault_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
-    monkeypatch.setattr(module, "_score", lambda run: pd.DataFrame({"run": [run]}))
-    found = pd.concat(list(module._execute(list(range(9)), 3, "study")))  # type: ignore[arg-type]
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(runs, "_score", lambda run: pd.DataFrame({"run": [run.number]}))
+    pieces = [Piece(number) for number in range(9)]
+    found = pd.concat(list(runs.execute(pieces, 3, "study")))  # type: ignore[arg-type]
     assert sorted(found["run"]) == list(range(9))
 
     def broken(run: Any) -> pd.DataFrame:
-        if run == 2:
+        if run.number == 2:
             raise CheckpointError("run 2 is broken")
-        return pd.DataFrame({"run": [run]})
+        return pd.DataFrame({"run": [run.number]})
 
-    monkeypatch.setattr(module, "_score", broken)
+    monkeypatch.setattr(runs, "_score", broken)
     with pytest.raises(CheckpointError, match="run 2"):
-        list(module._execute(list(range(9)), 2, "study"))  # type: ignore[arg-type]
+        list(runs.execute(pieces, 2, "study"))  # type: ignore[arg-type]
+
+
+def test_the_cases_of_each_budget_are_published_nested_and_verified(
+    finished: tuple[dict[str, Any], Path, Any], phantoms: Any, no_training: None
+) -> None:
+    _, home, _ = finished
+    splits = home / "out" / "splits"
+    store = ArrayStore.open(phantoms.store)
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(splits.iterdir())}
+    assert sorted(found) == [f"budget_{n}_seed_{s}" for n in (2, 4) for s in (0, 1)]
+    for seed in (0, 1):
+        few, all_ = found[f"budget_2_seed_{seed}"], found[f"budget_4_seed_{seed}"]
+        assert few["subjects"] == all_["subjects"][:2]
+        assert set(few["case_ids"]) < set(all_["case_ids"])
+        assert few["sha256"] == hashlib.sha256("\n".join(few["case_ids"]).encode()).hexdigest()
+        assert few["store"] == store.fingerprint
+        trained = {case.case_id for case in store.select(split="train", labelled=True)}
+        assert set(all_["case_ids"]) == trained
+    path = splits / "budget_2_seed_1.json"
+    kept = path.read_text()
+    for damaged in (json.dumps({**json.loads(kept), "sha256": "0"}), "[]", "no json"):
+        path.write_text(damaged)
+        with pytest.raises(CheckpointError, match="names other cases"):
+            study(home / "study.yaml", store=phantoms.store, out=home / "out")
+    path.write_text(kept)
+
+
+def test_machines_that_share_a_folder_do_every_run_once(
+    phantoms: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    finetune = runs.finetune
+
+    def counting(*args: Any, out: Path, dry_run: bool = False, **options: Any) -> Any:
+        done.extend([] if dry_run else [out.name])
+        return finetune(*args, out=out, dry_run=dry_run, **options)
+
+    monkeypatch.setattr(runs, "finetune", counting)
+    monkeypatch.setattr(runs, "_WAIT_S", 0.05)
+    (tmp_path / "mae.yaml").write_text(json.dumps(tiny.shorter(tiny.MAE, 2)))
+    config = plan(arms={"scratch": {}, "mae": {"pretrain": "mae.yaml"}}, budgets=[2], share=True)
+    (tmp_path / "study.yaml").write_text(json.dumps(config))
+    with ThreadPoolExecutor(2) as pool:
+        machines = [
+            pool.submit(study, tmp_path / "study.yaml", store=phantoms.store, out=tmp_path / "out") for _ in range(2)
+        ]
+        first, second = (machine.result(timeout=100) for machine in machines)
+    assert sorted(done) == ["mae-2-0-0", "mae-2-1-0", "scratch-2-0-0", "scratch-2-1-0"]
+    assert first.sentences == second.sentences
+    pd.testing.assert_frame_equal(first.summary, second.summary)
+    assert not list((tmp_path / "out").rglob("*.claim"))
+    with pytest.raises(ConfigError, match="another study here") as caught:
+        study({**config, "seeds": [7], "arms": {"scratch": {}}}, store=phantoms.store, out=tmp_path / "out")
+    assert caught.value.code == "E_RESUME_DIFF"
+    study(tmp_path / "study.yaml", store=phantoms.store, out=tmp_path / "out", overrides=["workers=1"])
+
+
+def test_finished_models_are_tried_on_corrupted_images_and_told_apart_by_site(
+    phantoms: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select = ArrayStore.select
+
+    def with_sites(self: ArrayStore, **options: Any) -> Any:
+        cases = select(self, **options)
+        for case in cases:
+            case.facts = {
+                "site": "north" if int(hashlib.sha256(case.case_id.encode()).hexdigest(), 16) % 2 else "south"
+            }
+        return cases
+
+    tried = {"corruptions": ["noise"], "severities": [1, 5]}
+    config = plan(site="site", robustness=tried, budgets=[2, 4], seeds=[0])
+    with pytest.raises(ConfigError, match=r"no test case .* has a column site"):
+        study(config, store=phantoms.store, out=tmp_path / "none")
+    wrong = {**config, "site": None, "robustness": {"corruptions": ["nois"]}}
+    with pytest.raises(ConfigError, match="nois cannot be tried"):
+        study(wrong, store=phantoms.store, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    monkeypatch.setattr(ArrayStore, "select", with_sites)
+    study(config, store=phantoms.store, out=tmp_path / "out")
+    out = tmp_path / "out"
+    corrupted, severities = pd.read_csv(out / "corrupted.csv"), pd.read_csv(out / "severities.csv")
+    assert set(corrupted["budget"]) == {4}
+    clean = pd.read_csv(out / "results.csv").query("budget == 4")["dice"].mean()
+    row = severities.query("corruption == 'all' and severity == 0").iloc[0]
+    assert row["dice"] == pytest.approx(clean)
+    part = corrupted.query("corruption == 'noise' and severity == 5")
+    row = severities.query("corruption == 'noise' and severity == 5").iloc[0]
+    assert row["dice"] == pytest.approx(part["dice"].mean())
+    assert row["drop"] == pytest.approx(clean - part["dice"].mean())
+    assert (out / "severity_curve.png").read_bytes().startswith(b"\x89PNG")
+    sites = pd.read_csv(out / "sites.csv")
+    assert set(sites["site"]) <= {"north", "south", "not stated"}
+    assert sites["seen"].between(0, 1).all()
+    page = (out / "report.html").read_text()
+    assert "Corrupted images" in page
+    assert "Sites" in page
+    monkeypatch.setattr(runs, "finetune", lambda *_, **__: pytest.fail("trained again"))
+    study(config, store=phantoms.store, out=out)

@@ -262,7 +262,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "bf16": way(short, "bf16"),
         "both": way(replace(short, skip_empty=True), "both"),
     }
-    part = np.ascontiguousarray(image[None, : WINDOW * 2, : WINDOW * 2, : WINDOW + 24])
+    part = np.ascontiguousarray(image[None, : WINDOW + 48, : WINDOW + 48, :WINDOW])
     options = {"window": (WINDOW,) * 3, "num_classes": CLASSES, "layout": "monai"}
     peers: dict[str, Callable[[], Any]] = {
         "monai": lambda: peer_windows(part, networks[whole]),

@@ -471,7 +471,8 @@ def embed(
 
     given = apply_overrides({"level": level, "scratch": scratch}, overrides or [])
     result = run(bundle, store=store, out=out, config=EmbedConfig.parse(given, source="embed options"), dry_run=dry_run)
-    _close(result.ledger, f"{result.rows} vectors of {result.dimensions} numbers", out, dry_run=dry_run)
+    written = "embeddings" if dry_run else f"{result.rows} vectors of {result.dimensions} numbers"
+    _close(result.ledger, written, out, dry_run=dry_run)
 
 
 @app.command()

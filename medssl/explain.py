@@ -270,7 +270,7 @@ E_ATLAS  The atlas.json of a store is not sound. -> Write it anew, or remove it 
 E_NO_ATLAS  Atlas coordinates are asked for, and the case is not registered to an atlas. -> Take body coordinates.
 E_NO_OVERLAP  A crop overlaps none of those that it is compared with. -> Use larger crops or volumes.
 E_STATISTICS  Too few values for this statistic. -> Add subjects or seeds.
-E_ONE_CLASS  A threshold needs cases of both classes, and there is one. -> Add cases of the other, or keep 0.5.
+E_ONE_CLASS  At least two classes or values are needed, and there is one. -> Add cases of another.
 E_COLLAPSE  The encoder gives the same answer for everything.
     -> Lower the learning rate, or change the method's options.
 E_TRAINING  Training gave values that cannot be trusted. -> Resume from the last good checkpoint; lower the rate.

@@ -15,6 +15,7 @@ import tiny
 import torch
 
 from medssl import recipe as module
+from medssl import selection
 from medssl.config import load_yaml
 from medssl.data.cohort import Case, Cohort
 from medssl.data.prepare import PrepareConfig, prepare
@@ -379,8 +380,7 @@ def test_budgets_are_nested_and_count_subjects_not_scans(
     store = ArrayStore.open(make_store())
     chosen = []
     for budget in range(1, 7):
-        plan = module.FinetuneRecipe.parse({**tiny.SEGMENT, "num_labelled": budget})
-        cases = module._labelled_cases(store, plan)
+        cases = selection._labelled_cases(store, num_labelled=budget, draw=0, column=None)
         chosen.append({case.subject_id for case in cases})
         assert len(chosen[-1]) == budget
         assert len(cases) == 2 * budget, "both scans of a subject come together"

@@ -12,7 +12,6 @@ import pytest
 import tiny
 import torch
 
-from medssl import handover
 from medssl import recipe as module
 from medssl.augment.anatomy import REGIONS
 from medssl.augment.images import Images
@@ -32,7 +31,7 @@ from medssl.io import write_volume
 from medssl.methods.mae import MAE, Config
 from medssl.methods.voco import VoCo
 from medssl.nn.backbone import build_backbone
-from medssl.nn.bundle import load_bundle
+from medssl.nn.bundle import load_bundle, load_into
 from medssl.recipe import finetune, pretrain
 from medssl.runfolder import read_journal
 from medssl.tasks.segmentation import Segmentation
@@ -177,7 +176,7 @@ def test_metrics_are_those_of_the_weights_in_the_bundle_also_after_a_kill_before
         module.configure("tasks", {"name": "segmentation", **options}, module.Task)[1],  # type: ignore[type-abstract]
         encoder=bundle.build_encoder(), label_values=opened.label_values, seed=0,
     )  # fmt: skip
-    handover.load_into(task.decoder, bundle.tensors, prefix="decoder")
+    load_into(task.decoder, bundle.tensors, prefix="decoder")
     held_out = [case for case in opened.select(split="val") if case.labelled]
     fixed = fixed_batches(held_out, task.view_sampler(), count=1, batch_size=2, seed=0, spatial_dims=3)
     with torch.no_grad():

@@ -20,8 +20,8 @@ from medssl.tasks.base import Task
     ("package", "base", "known"),
     [
         ("methods", Method, ["mae", "voco"]),
-        ("tasks", Task, ["segmentation"]),
-        ("nn", Backbone, ["segresnet", "swin", "unet"]),
+        ("tasks", Task, ["classification", "segmentation"]),
+        ("nn", Backbone, ["genesis", "resenc", "resnet", "segresnet", "swin", "unet", "vit"]),
     ],
 )
 def test_the_names_of_a_package_are_its_files_that_hold_such_a_part(

@@ -148,7 +148,7 @@ class Planner:
         if best is None:
             raise EnvironmentFaultError(
                 f"{self.store.path}: training on the smallest crop needs more than the {self.memory_gib:.2g} GiB that "
-                "it may take. Raise memory_gib, or give a smaller backbone.",
+                "it may take. Raise --memory-gib, or give a smaller backbone.",
                 code="E_MEMORY",
             )
         return best if self.given.crop_voxels else self._within_time(best, shape)

@@ -146,7 +146,11 @@ def _learning(found: Fingerprint, fit: Fit, given: PlanConfig, bundle: Bundle | 
         Choice("train.steps", steps, f"{limit}; a step takes {fit.seconds:.2g} s here"),
         Choice("train.batch_size", fit.batch_size, _batch_reason(fit, given)),
         Choice("train.lr", lr, "AdamW from random weights" if bundle is None else "AdamW from pretrained weights"),
-        Choice("train.warmup_steps", min(steps, max(20, steps // 50)), "a fiftieth of the run"),
+        Choice(
+            "train.warmup_steps",
+            min(steps // 2, max(20, steps // 50)),
+            "a fiftieth of the run, or 20 steps; at most half",
+        ),
         Choice("train.average_weights", average, "the average of the last weights is checked and kept"),
         Choice("train.channels_last", True, "quicker convolutions, the same numbers"),
         Choice("train.check_every", max(1, steps // 10), "ten looks at held-out cases"),

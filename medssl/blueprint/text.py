@@ -53,7 +53,7 @@ def commented(
         f"Segmentation, planned by medssl plan for {found.cases} labelled cases of {found.subjects} subjects.",
         f"Does:  trains from {'the weights of a bundle (--encoder)' if encoder else 'random weights'}.",
         f"Label values: {structures}.",
-        f"Needs: about {given.minutes:g} minutes and {fit.gib:.2g} GiB on the machine that it was planned on.",
+        f"Needs: at most {given.minutes:g} minutes and {fit.gib:.2g} GiB on the machine that it was planned on.",
         "Gives: held-out crop_dice in the journal, where there are labelled cases in the split val.",
         *([f"HU inside the structures: {found.hu_range[0]} to {found.hu_range[1]}."] if found.hu_range else []),
         *(f"Note:  {remark}." for remark in remarks),

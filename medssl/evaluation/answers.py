@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from medssl.data.cohort import read_table, table_error
 from medssl.errors import CaseError, ConfigError, NoInputError, ReadError
 from medssl.evaluation.calibration import log_loss_terms
 from medssl.evaluation.scorecard import (
+    ALL,
     Task,
     label_losses,
     label_matrix,
@@ -106,10 +107,7 @@ def _predictions(path: Path) -> pd.DataFrame:
 
 
 def _number(text: str, name: str, path: Path, line: int) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _as_number(text)
     if not math.isfinite(number) or (name.startswith("p_") and not 0 <= number <= 1):
         need = "a probability from 0 to 1" if name.startswith("p_") else "a number"
         raise table_error(path, line, f"{name} is {text!r}; {need} is needed")
@@ -134,24 +132,26 @@ def _task(
 ) -> tuple[Task, dict[str, str]]:
     """What was predicted, and the truth of each case that has one."""
     names = tuple(name.removeprefix("p_") for name in predicted.columns if name.startswith("p_"))
-    kind = config.kind or _guess(predicted, names)
+    texts = facts[config.column].str.strip()
+    truths = {str(case): str(text) for case, text in texts.items() if text}
+    kind = config.kind or _guess(predicted, names, set(truths.values()), source=source)
     if (kind in {"classes", "labels"}) != bool(names):
         raise ConfigError(
             f"{source}: kind {kind} with the columns {', '.join(predicted.columns)}; classes and labels need p_<name>, "
             "ordinal and numbers need value. Leave kind out, or give the other table."
         )
     _check_options(config, kind, names)
-    texts = facts[config.column].str.strip()
-    truths = {str(case): str(text) for case, text in texts.items() if text}
     if kind == "numbers":
         return Task(kind), truths
     if kind == "ordinal":
         if "decision" not in predicted.columns:
             raise table_error(source, 1, "no column decision; an ordinal task needs the decided class")
-        names = config.classes or tuple(sorted({*truths.values(), *predicted["decision"]}, key=_numbers_first))
+        names = config.classes or _grades({*truths.values(), *predicted["decision"]})
     truths = {case: _as_class(text, names) for case, text in truths.items()}
     if kind == "classes" and len(names) < 2:
         raise table_error(source, 1, f"one class, {names[0]}; an exclusive task has p_<class> for every class")
+    if kind != "ordinal" and ALL in names:
+        raise table_error(source, 1, f"class {ALL}; in metrics.csv that name stands for all classes. Give it another")
     positive = config.positive or (names[1] if len(names) == 2 else "")
     if kind == "classes":
         sums = predicted[[f"p_{name}" for name in names]].sum(axis=1)
@@ -171,11 +171,28 @@ def _check_options(config: AnswersConfig, kind: str, names: Sequence[str]) -> No
         )
 
 
-def _guess(predicted: pd.DataFrame, names: Sequence[str]) -> Literal["classes", "labels", "ordinal", "numbers"]:
+def _guess(
+    predicted: pd.DataFrame, names: Sequence[str], truths: Collection[str], *, source: Path
+) -> Literal["classes", "labels", "ordinal", "numbers"]:
     if not names:
         return "ordinal" if "decision" in predicted.columns and (predicted["decision"] != "").all() else "numbers"
     sums = predicted[[f"p_{name}" for name in names]].sum(axis=1)
-    return "classes" if len(names) > 1 and (abs(sums - 1) <= _SUM_TOLERANCE).all() else "labels"
+    if len(names) == 1:
+        return "labels"
+    if (abs(sums - 1) <= _SUM_TOLERANCE).all():
+        return "classes"
+    if all(_as_class(text, names) in names for text in truths):
+        raise ConfigError(
+            f"{source}: the probabilities of case {abs(sums - 1).idxmax()} do not sum to 1, and each truth is one "
+            "class. Set `--set kind=classes` and correct them, or `--set kind=labels` if several may hold at once."
+        )
+    return "labels"
+
+
+def _grades(texts: Collection[str]) -> tuple[str, ...]:
+    """Ordered classes: numbers by size, each once and in its shortest form; else all texts, sorted."""
+    numbers = {float(text) for text in texts if math.isfinite(_as_number(text))}
+    return tuple(f"{number:.15g}" for number in sorted(numbers)) if numbers else tuple(sorted(texts))
 
 
 def _match(
@@ -220,10 +237,7 @@ def _match(
 def _fault(case: str, truth: str, task: Task, column: str) -> CaseError | None:
     """Why a truth cannot be compared with these predictions."""
     if task.kind == "numbers":
-        try:
-            known = math.isfinite(float(truth))
-        except ValueError:
-            known = False
+        known = math.isfinite(_as_number(truth))
         needed = "a number"
     else:
         known = _parts(truth, task) <= set(task.classes)
@@ -236,8 +250,11 @@ def _fault(case: str, truth: str, task: Task, column: str) -> CaseError | None:
 def _cases(predicted: pd.DataFrame, facts: pd.DataFrame, truths: Mapping[str, str], task: Task) -> pd.DataFrame:
     """One row a case with its truth, decision and loss, the worst first."""
     ids = predicted.index.astype(str)
-    people = facts["subject_id"].reindex(ids) if "subject_id" in facts.columns else predicted.get("subject_id")
-    subjects = ids if people is None else np.where(people == "", ids, people)
+    subjects = ids.to_numpy(dtype=object)
+    for people in (predicted, facts.reindex(ids)):  # the references know better
+        if "subject_id" in people.columns:
+            own = people["subject_id"].to_numpy(dtype=object)
+            subjects = np.where(own == "", subjects, own)
     table = pd.DataFrame({"case_id": ids, "subject_id": subjects, "truth": [truths[case] for case in ids]})
     table["decision"] = _decisions(predicted, task)
     numbers = [name for name in predicted.columns if name == "value" or name.startswith("p_")]
@@ -298,8 +315,9 @@ def _as_class(text: str, names: Sequence[str]) -> str:
         return text
 
 
-def _numbers_first(text: str) -> tuple[int, float, str]:
+def _as_number(text: str) -> float:
+    """NaN for what is none."""
     try:
-        return (0, float(text), text)
+        return float(text)
     except ValueError:
-        return (1, 0.0, text)
+        return math.nan

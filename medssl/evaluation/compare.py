@@ -12,7 +12,7 @@ import pandas as pd
 from medssl.errors import CaseError
 from medssl.evaluation.answers import AnswersConfig, read_answers
 from medssl.evaluation.delong import compare_aurocs
-from medssl.evaluation.scorecard import ALL, Task, label_matrix, probability_matrix
+from medssl.evaluation.scorecard import ALL, Task, label_matrix, probability_matrix, truth_matrix
 from medssl.evaluation.statistics import cluster_bootstrap, holm, paired_permutation_test
 from medssl.ledger import Ledger
 
@@ -98,7 +98,7 @@ def _mean_row(
 
 
 def _area_rows(first: pd.DataFrame, second: pd.DataFrame, task: Task, subjects: list[str]) -> list[dict[str, Any]]:
-    truth = label_matrix(first["truth"].tolist(), task.classes)
+    truth = truth_matrix(first, task)
     chances = [probability_matrix(table, task) for table in (first, second)]
     rows = []
     for place, name in enumerate(task.classes):

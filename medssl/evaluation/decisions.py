@@ -7,12 +7,10 @@ do not define, as an AUROC of one class, is NaN, for the caller to say so.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-
-from medssl.errors import ConfigError
 
 _EQUAL = 1e-12
 
@@ -84,54 +82,6 @@ def specificity_at(found: Curve, *, sensitivity: float) -> float:
     return float(found.specificity[found.sensitivity >= sensitivity - _EQUAL].max())
 
 
-def choose_threshold(
-    scores: Float64[np.ndarray, " n"],
-    truth: Bool[np.ndarray, " n"],
-    *,
-    rule: Literal["youden", "sensitivity", "specificity"] = "youden",
-    target: float | None = None,
-) -> float:
-    """Threshold chosen on cases that are not those of the test.
-
-    Args:
-        scores: Higher for positive.
-        truth: Which cases are positive; both classes must occur.
-        rule: ``youden`` takes the largest sensitivity + specificity; ``sensitivity`` the largest specificity among
-            thresholds of at least ``target`` sensitivity, ``specificity`` the reverse. Of equally good thresholds the
-            highest counts.
-        target: Of the last two rules.
-
-    Returns:
-        The middle between the lowest score to call positive and the next one below it, or that score if none is below.
-
-    Raises:
-        ConfigError: if a target is missing or outside [0, 1], or one class only occurs.
-
-    Reference: Youden, Index for rating diagnostic tests, Cancer 1950.
-    Deviations: the middle between two scores, since a threshold on a score of the validation favours neither side.
-    """
-    if not truth.any() or truth.all():
-        raise ConfigError(
-            f"threshold: {len(truth)} cases of one class; both are needed. Keep 0.5, or add cases of the other class.",
-            code="E_ONE_CLASS",
-        )
-    if rule != "youden" and (target is None or not 0 <= target <= 1):
-        raise ConfigError(f"threshold: target {target} for rule {rule}; give a share from 0 to 1.")
-    found = curve(scores, truth)
-    if rule == "youden":
-        goodness = found.sensitivity + found.specificity
-    else:
-        kept, other = found.sensitivity, found.specificity
-        if rule == "specificity":
-            kept, other = other, kept
-        goodness = np.where(kept >= float(target or 0) - _EQUAL, other, -1.0)
-    place = int(np.flatnonzero(goodness >= goodness.max() - _EQUAL)[0])
-    if place == 0:
-        return float(np.nextafter(found.thresholds[1], math.inf))
-    below = found.thresholds[place + 1 : place + 2]
-    return float((found.thresholds[place] + below[0]) / 2) if len(below) else float(found.thresholds[place])
-
-
 def confusion(
     decided: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " n"], *, num_classes: int
 ) -> Int64[np.ndarray, "k k"]:
@@ -180,8 +130,9 @@ def rmse(predicted: Float64[np.ndarray, " n"], truth: Float64[np.ndarray, " n"])
 
 def r_squared(predicted: Float64[np.ndarray, " n"], truth: Float64[np.ndarray, " n"]) -> float:
     """One less the squared error over that of the mean of the truth; below 0 is worse than that; NaN if all equal."""
-    spread = float(((truth - truth.mean()) ** 2).sum())
-    return 1 - float(((predicted - truth) ** 2).sum()) / spread if spread else math.nan
+    if np.ptp(truth) == 0:
+        return math.nan
+    return 1 - float(((predicted - truth) ** 2).sum()) / float(((truth - truth.mean()) ** 2).sum())
 
 
 def concordance(predicted: Float64[np.ndarray, " n"], truth: Float64[np.ndarray, " n"]) -> float:
@@ -192,6 +143,7 @@ def concordance(predicted: Float64[np.ndarray, " n"], truth: Float64[np.ndarray,
     Reference: Lin, A concordance correlation coefficient to evaluate reproducibility, Biometrics 1989, eq. 1.
     Deviations: none.
     """
+    if np.ptp(predicted) == 0 or np.ptp(truth) == 0:
+        return math.nan if np.ptp([predicted, truth]) == 0 else 0.0
     joint = float(((predicted - predicted.mean()) * (truth - truth.mean())).mean())
-    total = float(predicted.var() + truth.var() + (predicted.mean() - truth.mean()) ** 2)
-    return 2 * joint / total if total else math.nan
+    return 2 * joint / float(predicted.var() + truth.var() + (predicted.mean() - truth.mean()) ** 2)

@@ -13,6 +13,9 @@ from scipy import optimize, stats
 from medssl.errors import CaseError
 from medssl.evaluation.statistics import Interval, effective_clusters
 
+_NO_ERROR = 1e-12
+_ROUNDING = 1e-12
+
 
 class Comparison(NamedTuple):
     """First area minus the second, its interval, and the two-sided p of no difference."""
@@ -43,7 +46,8 @@ def auroc_interval(
         confidence: Share of such intervals that hold the true area.
 
     Returns:
-        Area and ends; all NaN with one class only, and NaN ends where a class comes from one subject.
+        Area and ends; all NaN with one class only, and NaN ends where a class comes from one subject or another area
+        has no variance, as that of one score for all.
 
     Raises:
         CaseError: if the lengths differ or a score is not finite.
@@ -62,7 +66,10 @@ def auroc_interval(
     if area in {0.0, 1.0}:
         bound = _perfect_bound(*counts, confidence=confidence)
         return Interval(area, bound, 1.0) if area == 1 else Interval(area, 0.0, 1 - bound)
-    reach = _quantile(clusters, confidence) * math.sqrt(variance) / (area * (1 - area))
+    error = math.sqrt(variance)
+    if error < _NO_ERROR:
+        return Interval(area, math.nan, math.nan)
+    reach = _quantile(clusters, confidence) * error / (area * (1 - area))
     centre = math.log(area / (1 - area))
     return Interval(area, _sigmoid(centre - reach), _sigmoid(centre + reach))
 
@@ -100,7 +107,7 @@ def compare_aurocs(
     if math.isnan(difference) or min(counts) < 2:
         return Comparison(difference, math.nan, math.nan, math.nan)
     error = math.sqrt(max(variance, 0.0))
-    if error < 1e-12:
+    if error < _NO_ERROR:
         same = (0.0, 0.0, 1.0) if abs(difference) < 1e-12 else (math.nan, math.nan, math.nan)
         return Comparison(difference, *same)
     reach = _quantile(clusters, confidence) * error
@@ -144,7 +151,9 @@ def _areas(
         counts[0] / (counts[0] - 1) * (positive @ positive.T) / num_positive**2
         + counts[1] / (counts[1] - 1) * (negative @ negative.T) / num_negative**2
     )
+    scale = np.sqrt(covariance.diagonal())
     covariance += size / (size - 1) * (cross + cross.T) / (num_positive * num_negative)
+    covariance[np.abs(covariance) <= _ROUNDING * np.outer(scale, scale)] = 0.0  # both parts may cancel
     return areas, covariance, counts
 
 

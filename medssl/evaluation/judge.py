@@ -16,7 +16,7 @@ from medssl.evaluation.answers import AnswersConfig, read_answers
 from medssl.evaluation.calibration import Binning, reliability
 from medssl.evaluation.compare import compare, read_other
 from medssl.evaluation.decisions import confusion, curve
-from medssl.evaluation.scorecard import ALL, Options, Task, label_matrix, score
+from medssl.evaluation.scorecard import ALL, Options, Task, score, truth_matrix
 from medssl.evaluation.subgroups import by_group, groups_of
 from medssl.ledger import Ledger, Outcome
 from medssl.runfolder import RunFolder, atomic_write
@@ -74,6 +74,8 @@ class JudgeResult:
         worst = self.cases.iloc[0]
         said = worst["value"] if self.task.kind == "numbers" else worst["decision"]
         text = f"{said:.4g}" if isinstance(said, float) else said
+        if self.task.kind == "ordinal":
+            shown.append(f"Order of the classes: {' < '.join(self.task.classes)}.")
         if self.comparison is not None:
             shown += [_compared(row) for row in self.comparison.to_dict("records")]
         return [*shown, f"Worst: case {worst['case_id']}, truth {worst['truth']}, predicted {text}."]
@@ -94,8 +96,9 @@ def judge(
             with the threshold of the model, by default the most probable class, and labels of at least 0.5.
         references: CSV with ``case_id`` and the column of the truth; or a cohort table with ``facts.csv`` beside it.
         out: Folder for ``metrics.csv``, ``cases.csv``, ``reliability.csv``, ``roc.csv``, ``confusion.csv``,
-            ``subgroups.csv``, ``comparison.csv``, ``refused.csv`` and the journal. All metrics can be computed from
-            ``cases.csv`` alone, comparisons from it and ``other_cases.csv``.
+            ``subgroups.csv``, ``comparison.csv``, ``refused.csv`` and the journal. All metrics, also of the groups in
+            its columns ``group_<column>``, can be computed from ``cases.csv`` alone, comparisons from it and
+            ``other_cases.csv``.
         config: See :class:`JudgeConfig`.
         dry_run: Read and match, but write nothing.
 
@@ -117,6 +120,8 @@ def judge(
         run.write_recipe({"command": "evaluate", **config.to_dict()})
         run.journal.log(command="evaluate", kind=task.kind, **ledger.counts())
         metrics = score(cases, task, options)
+        for column in groups.columns:
+            cases[f"group_{column}"] = cases["case_id"].map(groups[column])
         tables = {"cases": cases, "metrics": metrics, **_curves(cases, task, options)}
         if other is not None:
             tables |= {
@@ -147,10 +152,7 @@ def _curves(cases: pd.DataFrame, task: Task, options: Options) -> dict[str, pd.D
         tables["confusion"] = pd.DataFrame(counts, columns=list(code)).assign(truth=list(code))[["truth", *code]]
     if task.kind not in {"classes", "labels"}:
         return tables
-    texts = cases["truth"].tolist()
-    truth = label_matrix(texts, task.classes)
-    if task.kind == "classes":
-        truth = np.array([[text == name for name in task.classes] for text in texts])
+    truth = truth_matrix(cases, task)
     points, bins = [], []
     for place, name in enumerate(task.classes):
         chance = cases[f"p_{name}"].to_numpy(dtype=np.float64)

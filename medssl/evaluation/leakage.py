@@ -8,7 +8,9 @@ scaling of intensities, noise or compression lies between. ``embedding``: the sa
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Float64
+from PIL import Image
 from pydantic import Field
 
 from medssl.config import Config
@@ -39,7 +42,8 @@ _log = logging.getLogger(__name__)
 
 Evidence = Literal["subject", "file", "voxels", "picture", "embedding"]
 COLUMNS = ("case_a", "subject_a", "case_b", "subject_b", "evidence", "similarity", "threshold")
-_BOUNDS: Mapping[str, tuple[float, float]] = {"picture": (0.85, 0.92), "embedding": (0.9, 0.999)}
+BOUNDS: Mapping[str, tuple[float, float]] = {"picture": (0.85, 0.92), "embedding": (0.9, 0.999)}
+_GAP = 12
 
 
 class LeaksConfig(Config):
@@ -49,7 +53,7 @@ class LeaksConfig(Config):
         split_a: Only this split of the first set.
         split_b: Only this split of the second set.
         spread: How many deviations beyond the neighbours within a set a copy lies.
-        shown: Most pairs with a picture on the page.
+        shown: Most pairs with a picture on the page, and of the nearest that are no copies a quarter of that.
     """
 
     split_a: Split | None = None
@@ -156,9 +160,10 @@ def _check_pair(first: Path, second: Path, config: LeaksConfig) -> None:
         key for key in ("bundle_digest", "scratch", "seed", "crop_voxels") if about[0].get(key) != about[1].get(key)
     ]
     if different:
+        named = ", ".join(key.replace("_", " ") for key in different)
         raise ConfigError(
-            f"{first} and {second}: embedded with another {', '.join(different)}. Embed both with the same bundle and "
-            "options.",
+            f"{first} and {second}: not embedded alike (different: {named}). Embed both with the same "
+            "bundle and options.",
             code="E_KINDS",
         )
 
@@ -271,7 +276,7 @@ def _limit(
     evidence: str, within: Sequence[Float64[np.ndarray, "n n"]], sides: Sequence[Sequence[_Item]], config: LeaksConfig
 ) -> float:
     subjects = [[item.subject_id for item in side] for side in sides]
-    return threshold_of(within, subjects, spread=config.spread, bounds=_BOUNDS[evidence])
+    return threshold_of(within, subjects, spread=config.spread, bounds=BOUNDS[evidence])
 
 
 def _names(first: _Item, second: _Item) -> tuple[str, str, str, str]:
@@ -294,7 +299,9 @@ def _limits(first: Path, second: Path) -> Iterator[str]:
         yield "Embeddings hold no pixels: compare the stores too, which also finds flipped copies."
     elif first.is_dir() != second.is_dir():
         yield "One set is prepared and the other is not: cropped margins hide copies. Better compare two of a kind."
-    yield "Crops and turned copies are found by embeddings only; ids match only where both were made with one key."
+    if first.suffix != ".parquet":
+        yield "Crops and turned copies may be missed by picture: compare embeddings too."
+    yield "Subject ids match only where both sets were made with one key."
 
 
 def _write_page(
@@ -307,24 +314,43 @@ def _write_page(
     shown: int,
 ) -> None:
     volumes = {(side, item.case_id): item.volume for side, items in zip("ab", sides, strict=True) for item in items}
-    pictures: dict[str, bytes] = {}
     pairs = found.drop_duplicates(["case_a", "case_b"])
-    for row in pairs.head(shown).to_dict("records"):
-        for side in ("a", "b"):
-            volume = volumes[side, row[f"case_{side}"]]
-            if volume is not None:
-                caption = (
-                    f"{row['case_a']} and {row['case_b']}, by {row['evidence']}: {row[f'case_{side}']} of set {side}"
-                )
-                pictures[caption] = render(volume(), size=110)
-    counted = f"leaks.csv. Pictures of the first {min(shown, len(pairs))} of {len(pairs)} pairs."
+    apart = nearest[nearest["similarity"] < nearest["threshold"]]
+    counted = "leaks.csv: no pairs."
+    if len(pairs):
+        counted = (
+            f"leaks.csv. Pictures of the first {min(shown, len(pairs))} of {len(pairs)} pairs, the first set's left."
+        )
+    judged = (
+        "The 20 most alike of nearest.csv, for the eye to judge the threshold. Pictures of the most alike below it: if "
+        "they show one image, copies were missed."
+    )
     rows = [{str(key): value for key, value in row.items()} for row in found.to_dict("records")]
     near = [{str(key): value for key, value in row.items()} for row in nearest.head(20).to_dict("records")]
     sections = [
         Section("In words", text=told),
-        Section("Pairs", text=[counted], table=rows, pictures=pictures),
+        Section("Pairs", text=[counted], table=rows, pictures=_pictures(pairs.head(shown), volumes)),
         Section(
-            "Nearest pairs", text=["The 20 most alike of nearest.csv, for the eye to judge the threshold."], table=near
+            "Nearest pairs", text=[judged], table=near, pictures=_pictures(apart.head(math.ceil(shown / 4)), volumes)
         ),
     ]
     write_report(path, "What two sets have in common", sections=sections)
+
+
+def _pictures(pairs: pd.DataFrame, volumes: Mapping[tuple[str, str], Callable[[], Volume] | None]) -> dict[str, bytes]:
+    """Both images of each pair, side by side."""
+    pictures: dict[str, bytes] = {}
+    for row in pairs.to_dict("records"):
+        makers = [volumes[side, row[f"case_{side}"]] for side in ("a", "b")]
+        drawn = [Image.open(io.BytesIO(render(make(), size=110))).convert("RGB") for make in makers if make is not None]
+        if len(drawn) == len(makers):
+            left, right = drawn
+            joined = Image.new("RGB", (left.width + _GAP + right.width, max(left.height, right.height)), "white")
+            joined.paste(left, (0, 0))
+            joined.paste(right, (left.width + _GAP, 0))
+            stream = io.BytesIO()
+            joined.save(stream, format="PNG")
+            pictures[f"{row['case_a']} | {row['case_b']}, {row['evidence']} {row['similarity']:.3f}"] = (
+                stream.getvalue()
+            )
+    return pictures

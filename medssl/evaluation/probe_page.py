@@ -48,7 +48,12 @@ def write_page(
     sections = [
         Section("In words", text=[*sentences, f"Embeddings: {about.get('level')} level, of {origin}."]),
         Section("Readers", text=[_HOW], table=_rows(tables["metrics"])),
-        Section("Few labelled subjects", text=[_FEW], table=_rows(spread), pictures=pictures),
+        Section(
+            "Few labelled subjects",
+            text=[_FEW.format(metric=named.capitalize())],
+            table=_rows(spread),
+            pictures=pictures,
+        ),
         Section("Shortcuts", text=[_SHORT], table=_rows(tables["shortcuts"])),
         Section("Health of the embedding", text=[_HEALTH], table=_rows(tables["health"])),
     ]
@@ -68,8 +73,9 @@ _HOW = (
     "against the others, mean over classes. majority and mean read nothing: they are chance."
 )
 _FEW = (
-    "few_shot.csv, made of few_shot_predictions.csv. So many subjects of each class (in all, for numbers), the smaller "
-    "sets within the larger; numbers that a class does not have are left out."
+    "few_shot.csv, made of few_shot_predictions.csv. {metric} from so many labelled subjects of each class (in all, "
+    "for numbers), the smaller sets within the larger, over several draws; numbers that a class does not have are left "
+    "out."
 )
 _SHORT = (
     "shortcuts.csv, made of shortcut_predictions.csv. Balanced accuracy of a linear reader fitted on other subjects. "

@@ -295,7 +295,7 @@ def _health(found: Embeddings) -> pd.DataFrame:
         numbers["uniformity"] = uniformity(found.vectors)
     notes = {"rank_me": f"wants at least {10 * size} cases" if count < 10 * size else ""}
     rows = [{"measure": name, "value": value, "note": notes.get(name, "")} for name, value in numbers.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _told(metrics: pd.DataFrame, task: Column, target: str, scheme: str, left: int) -> Iterator[str]:

@@ -20,6 +20,7 @@ COLUMNS = ("metric", "class", "value", "low", "high", "cases", "subjects", "inte
 ALL = "all"
 
 _ONE_SUBJECT = "one subject, so no interval"
+_SAME = "the same in every draw, so no interval"
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 Kind = Literal["classes", "labels", "ordinal", "numbers"]
@@ -108,6 +109,15 @@ def label_matrix(texts: Sequence[str], labels: Sequence[str]) -> Bool[np.ndarray
     return np.array([[label in parts for label in labels] for parts in found], dtype=bool).reshape(-1, len(labels))
 
 
+def truth_matrix(cases: pd.DataFrame, task: Task) -> Bool[np.ndarray, "n k"]:
+    """Which classes or labels hold, in the order of the task."""
+    if task.kind == "labels":
+        return label_matrix(cases["truth"].tolist(), task.classes)
+    return np.asarray(
+        cases["truth"].to_numpy(dtype=object)[:, None] == np.array(task.classes, dtype=object), dtype=bool
+    )
+
+
 def probability_matrix(cases: pd.DataFrame, task: Task) -> Float64[np.ndarray, "n k"]:
     """Columns ``p_<name>`` in the order of the task."""
     return cases[[f"p_{name}" for name in task.classes]].to_numpy(dtype=np.float64)
@@ -147,7 +157,8 @@ class _Card:
         found = auroc_interval(scores, truth, clusters=self._subjects.tolist())
         note = "one class only" if math.isnan(found.mean) else ""
         if not note and math.isnan(found.low):
-            note = "a class comes from one subject, so no interval"
+            kinds = min(len(set(self._subjects[chosen].tolist())) for chosen in (truth, ~truth))
+            note = "no variance, so no interval" if kinds > 1 else "a class comes from one subject, so no interval"
         self._book("auroc", name, Estimate(*found), "DeLong", note)
 
     def drawn(self, metric: str, measure: _Measure, name: str = ALL, *, absent: str = "one class only") -> None:
@@ -164,15 +175,13 @@ class _Card:
 
         estimates = bootstrap(all_of_them, self._subjects.tolist(), num=self.options.bootstrap, seed=self.options.seed)
         for (place, _, absent), drawn in zip(self._waiting, estimates, strict=True):
-            found, note = drawn, absent if math.isnan(drawn.value) else ""
-            if not note and drawn.low == drawn.high:
-                found, note = _NOTHING._replace(value=drawn.value), "the same in every draw, so no interval"
-            elif not note and drawn.undefined > 0:
+            note = absent if math.isnan(drawn.value) else ""
+            if not note and drawn.undefined > 0:
                 note = f"not defined on {100 * drawn.undefined:.1f} % of draws"
             booked = self._rows[place]
             counts = {"cases": booked["cases"], "subjects": booked["subjects"]}
             self._rows[place] = _row(
-                booked["metric"], booked["class"], found, **counts, interval="bootstrap", note=note
+                booked["metric"], booked["class"], drawn, **counts, interval="bootstrap", note=note
             )
         return pd.DataFrame(self._rows, columns=list(COLUMNS))
 
@@ -184,6 +193,8 @@ class _Card:
 def _row(
     metric: str, name: str, found: Estimate, *, cases: int, subjects: int, interval: str, note: str = ""
 ) -> dict[str, Any]:
+    if math.isclose(found.low, found.high, rel_tol=1e-9, abs_tol=1e-12):
+        found, note = _NOTHING._replace(value=found.value), _SAME
     known = not math.isnan(found.low)
     if not known and not note:
         note = _ONE_SUBJECT

@@ -213,7 +213,7 @@ def paired_permutation_test(
         Share of swaps with a difference at least as large as the observed one; never 0.
     """
     sums, _ = _by_cluster(_differences(first, second), clusters)
-    observed = abs(sums.sum()) * (1 - 1e-12)  # equal sums added in another order must count as equal
+    observed = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # equal sums added in another order must count as equal
     count = len(sums)
     if count <= math.log2(num):
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))

@@ -130,9 +130,10 @@ def _names(values: pd.Series[str], bands: float | tuple[float, ...] | None) -> p
     edges = _edges(numbers, bands, str(values.name))
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, -1, len(edges) - 1)
     place[numbers == edges[-1]] = len(edges) - 2
-    labels = [f"[{low:g}, {high:g})" for low, high in pairwise(edges)]
+    told = _told(edges)
+    labels = [f"[{low}, {high})" for low, high in pairwise(told)]
     labels[-1] = labels[-1].replace(")", "]")
-    outside = {-1: f"below {edges[0]:g}", len(edges) - 1: f"above {edges[-1]:g}"}
+    outside = {-1: f"below {told[0]}", len(edges) - 1: f"above {told[-1]}"}
     names = [outside.get(index) or labels[index] for index in place.tolist()]
     return text.where(text == NOT_STATED, pd.Series(names, index=stated.index).reindex(text.index))
 
@@ -152,6 +153,12 @@ def _edges(numbers: pd.Series[float], bands: float | tuple[float, ...] | None, n
         return [bands * step for step in range(first, last + 2)]
     edges = np.unique(np.quantile(numbers, (0, 0.25, 0.5, 0.75, 1)))
     return [float(edge) for edge in edges]
+
+
+def _told(edges: Sequence[float]) -> list[str]:
+    """Edges as text, with more than six digits where they would look equal."""
+    short = [f"{edge:g}" for edge in edges]
+    return short if len(set(short)) == len(short) else [f"{edge:.15g}" for edge in edges]
 
 
 def _order(group: str) -> tuple[int, float, str]:

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+_LEAST = 1e-12  # a power below 1 has no finite slope at 0
+
 
 def class_loss(
     logits: Float[Tensor, "n k"],
@@ -39,7 +41,7 @@ def class_loss(
     own = log_p.gather(1, target[:, None])[:, 0]
     wanted = -(1 - smoothing) * own - smoothing * log_p.mean(dim=1)
     share = torch.ones_like(own) if weights is None else weights[target]
-    return ((1 - own.exp()).clamp(min=0) ** gamma * wanted * share).sum() / share.sum()
+    return ((1 - own.exp()).clamp(min=_LEAST) ** gamma * wanted * share).sum() / share.sum()
 
 
 def label_loss(
@@ -66,7 +68,7 @@ def label_loss(
     loss = F.binary_cross_entropy_with_logits(scores, soft, pos_weight=positive_weights, reduction="none")
     if gamma:
         p = scores.sigmoid()
-        loss = loss * (target * (1 - p) + (1 - target) * p) ** gamma
+        loss = loss * (target * (1 - p) + (1 - target) * p).clamp(min=_LEAST) ** gamma
     return loss.mean()
 
 

@@ -28,10 +28,11 @@ class SegmentationTerms(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The weighted sum, and what it is made of before weighting, by name; scalars."""
+    """The weighted sum, what it is made of before weighting, by name, and the weights; scalars."""
 
     total: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
+    weights: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,10 @@ class Blend:
     def add(self, overlap: Tensor, voxel: Tensor, boundary: Tensor | None = None) -> Terms:
         """The terms by name, and their weighted sum."""
         parts = {f"{self.overlap}_loss": overlap, "cross_entropy" if self.voxel != "focal" else "focal_loss": voxel}
-        total = self.overlap_weight * overlap + self.voxel_weight * voxel
+        weights = dict(zip(parts, (self.overlap_weight, self.voxel_weight), strict=True))
         if boundary is not None:
-            parts["boundary_loss"] = boundary
-            total = total + self.boundary_weight * boundary
-        return Terms(total, parts)
+            parts["boundary_loss"], weights["boundary_loss"] = boundary, self.boundary_weight
+        return _weighted(parts, weights)
 
 
 def dice_ce(
@@ -121,7 +121,7 @@ def dice_ce(
     Deviations: the denominator is not squared, as in nnU-Net.
     """
     blend = Blend(overlap_weight=weights[0], voxel_weight=weights[1], include_background=include_background)
-    total, parts = label_terms(logits, target, blend, ignore_value=ignore_value)
+    total, parts, _ = label_terms(logits, target, blend, ignore_value=ignore_value)
     return SegmentationTerms(total, parts["dice_loss"], parts["cross_entropy"])
 
 
@@ -205,14 +205,15 @@ def deeply(
         raise ValueError("no output to compare with the target: deep supervision needs at least one.")
     levels = [loss(logits, _nearest(target, logits.shape[2:]), level) for level, logits in enumerate(outputs)]
     weights = [0.5**level for level in range(len(levels))]
-    total = sum(
-        (weight * terms.total for weight, terms in zip(weights[1:], levels[1:], strict=True)), levels[0].total
-    ) / sum(weights)
     parts = {}
     for name in levels[0].parts:
         of_level = [(w, terms.parts[name]) for w, terms in zip(weights, levels, strict=True) if name in terms.parts]
         parts[name] = torch.stack([w * value for w, value in of_level]).sum() / sum(w for w, _ in of_level)
-    return Terms(total, parts)
+    return _weighted(parts, levels[0].weights)
+
+
+def _weighted(parts: dict[str, Tensor], weights: dict[str, float]) -> Terms:
+    return Terms(torch.stack([weights[name] * part for name, part in parts.items()]).sum(), parts, weights)
 
 
 def _merged(scores: Tensor, known: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 SMOOTH = 1e-5
+_LEAST = 1e-12  # a power below 1 has no finite gradient at 0
 
 
 def dice_loss(
@@ -76,7 +77,7 @@ def focal(per_voxel: Float[Tensor, "*any"], *, gamma: float) -> Float[Tensor, "*
     Reference: Lin et al., Focal loss for dense object detection, ICCV 2017, arXiv:1708.02002, eq. 4.
     Deviations: no class weight α; the mean runs over all voxels, not over the foreground.
     """
-    return (1.0 - torch.exp(-per_voxel)).clamp(min=0.0) ** gamma * per_voxel
+    return (-torch.expm1(-per_voxel)).clamp(min=_LEAST) ** gamma * per_voxel
 
 
 def voxel_mean(

@@ -30,6 +30,13 @@ def test_bins_of_equal_width_are_those_of_a_loop() -> None:
     assert calibration_error(chance, true, bins=5) == pytest.approx(total)
 
 
+def test_a_probability_at_an_edge_is_in_the_bin_above_it() -> None:
+    tenths = [place / 10 for place in range(10)]
+    rows = reliability(np.array(tenths), np.ones(10, dtype=bool))
+    assert [row.probability for row in rows] == tenths
+    assert [row.low for row in rows] == tenths
+
+
 def test_bins_of_equal_mass_hold_as_many_cases_and_equal_probabilities_stay_together() -> None:
     chance = np.random.default_rng(1).random(200)
     rows = reliability(chance, chance > 0.5, bins=4, binning="mass")

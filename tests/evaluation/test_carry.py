@@ -33,7 +33,7 @@ def moved_to(target: Geometry, source: Geometry) -> Geometry:
     return Geometry(target.shape, affine)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     source=grids(far=False, max_size=8),
     target=grids(far=False, sheared=True, max_size=8, max_angle_deg=45),
@@ -46,7 +46,7 @@ def test_labels_equal_the_best_of_scores_interpolated_by_scipy(
     check(source, moved_to(target, source), axis, cuts)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(*(st.integers(1, 9),) * 3),
     target_shape=st.tuples(*(st.integers(1, 9),) * 3),

@@ -231,7 +231,7 @@ def test_labels_that_never_occur_leave_no_average(tmp_path: Path) -> None:
     ids = {"case_id": case_ids(4)}
     predictions = write(tmp_path / "p.csv", {**ids, "p_mass": [0.9, 0.1, 0.2, 0.4], "decision": ["mass", "", "", ""]})
     references = write(tmp_path / "r.csv", {**ids, "finding": ["none"] * 4})
-    found = rows(run(predictions, references, tmp_path / "out", kind="labels"))
+    found = rows(run(predictions, references, tmp_path / "out"))
     assert found.loc[("auroc_macro", "all"), "note"] == "one class only"
     assert found.loc[("ppv", "mass"), "value"] == 0.0
 

@@ -56,7 +56,7 @@ def test_scores_equal_monai_where_the_starts_are_the_same() -> None:
     np.testing.assert_allclose(ours, theirs[0].numpy(), atol=1e-4)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(*(st.integers(1, 21),) * 3),
     window=st.tuples(*(st.integers(3, 9),) * 3),

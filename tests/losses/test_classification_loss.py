@@ -74,3 +74,11 @@ def test_the_number_loss_is_a_square_near_and_a_line_far() -> None:
     expected = (0.5 * 0.5**2 + 1.0 * (3.0 - 0.5)) / 2
     found = number_loss(torch.tensor(error)[:, None], torch.zeros(2, 1), delta=1.0)
     assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_focal_power_below_one_has_a_finite_slope_where_the_answer_is_sure() -> None:
+    logits = torch.tensor([[60.0, -60.0]], requires_grad=True)
+    total = class_loss(logits, torch.tensor([0]), gamma=0.5) + label_loss(logits, torch.tensor([[1.0, 0.0]]), gamma=0.5)
+    total.backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())

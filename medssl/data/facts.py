@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medssl.data.cohort import COLUMNS, read_table, table_error
+from medssl.data.rows import COLUMNS, read_table, table_error
 from medssl.errors import ConfigError
 from medssl.ledger import printable
 from medssl.runfolder import atomic_write, remove

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from medssl import pool
-from medssl.data.cohort import Case, Modality, read_rows, read_table, table_error
+from medssl.data.cohort import Case, Modality, read_rows
 from medssl.data.discover import Discovery, Found, Whose
 from medssl.data.facts import Facts, read_facts
 from medssl.data.incremental import Cache, fingerprint
 from medssl.data.reading import Reading, read_image
+from medssl.data.rows import read_table, table_error
 from medssl.data.series import Series, Volumes
 from medssl.errors import CaseError, ConfigError, MedSSLError
 from medssl.io.dicom.model import Item

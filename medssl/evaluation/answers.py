@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field
 
 from medssl.config import Config
-from medssl.data.cohort import read_table, table_error
+from medssl.data.rows import read_table, table_error
 from medssl.errors import CaseError, ConfigError, NoInputError, ReadError
 from medssl.evaluation.calibration import log_loss_terms
 from medssl.evaluation.scorecard import (

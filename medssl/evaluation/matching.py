@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medssl.data.cohort import Case, Cohort, read_table
+from medssl.data.cohort import Case, Cohort
 from medssl.data.reading import Reading
+from medssl.data.rows import read_table
 from medssl.data.splits import Split
 from medssl.errors import CaseError, NoInputError, ReadError
 from medssl.io import is_image, stem

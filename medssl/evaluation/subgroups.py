@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medssl.data.cohort import read_table
+from medssl.data.rows import read_table
 from medssl.errors import CaseError, ConfigError
 
 NOT_STATED = "not stated"

@@ -81,7 +81,7 @@ def _count(  # noqa: PLR0917  a compiled loop takes no keywords
     seen_x: Bool[np.ndarray, "k x"],
     seen_y: Bool[np.ndarray, "k y"],
     seen_z: Bool[np.ndarray, "k z"],
-) -> None:  # pragma: no cover
+) -> None:  # pragma: no cover  compiled
     """Add to ``sizes`` the voxels in the prediction, in the reference and in both; place 0 collects what is neither."""
     depth = prediction.shape[2]
     for x in range(prediction.shape[0]):
